@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.state import state
 
 from losslens.cluster.slots import EVAL, TRAIN, Slots, slots_of
 from losslens.errors import EnvironmentFailure
@@ -20,8 +21,10 @@ logger = logging.getLogger(__name__)
 # Read by Ray Train in the driver and passed on to its controller and workers (measured: facts about Ray 2.60).
 TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # of a worker that is there and does not answer
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # our scaling policy handles drains
 }
 # Read by a local raylet. Workers here hold slots instead of CPUs, so more processes than CPUs are expected, not a fault to warn of.
 LOCAL_SETTINGS = {"RAY_worker_maximum_startup_concurrency": "16"}
@@ -42,11 +45,17 @@ def connected(spec: ClusterSpec) -> Iterator[Slots]:
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
         raise EnvironmentFailure(f"no connection to Ray: {error}", "check RAY_ADDRESS, or unset it to start Ray on this machine") from error
     try:
-        workers = spec.workers[0]
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield slots_of(resources, wanted_train=spec.train_slots, wanted_eval=spec.eval_slots, min_workers=workers)
-    finally:
+        present: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        most: dict[str, int] | None = state.get_max_resources_from_cluster_config()
+        yield slots_of(present, most, wanted_train=spec.train_slots, wanted_eval=spec.eval_slots, min_workers=spec.workers[0])
+    except KeyboardInterrupt:
+        # Threads of runs still wait for Ray: shut down under them, it would end the process with its own exit code. The process
+        # ends now in any case, and a local cluster with it.
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
 
 
 def in_ray_job() -> bool:

@@ -3,17 +3,19 @@
 Two readers behind one signature give the same arrays: `direct` reads the memory maps in this process; `windows` lets Ray
 Data gather ahead on the rank's own node. A long Ray Data stream spins under back-pressure inside the training process
 (0.5 to 0.97 of a core, measured), so it runs in windows: an executor reads a bounded stretch to its end and goes away, and
-while that stretch is trained on the next one is fetched. The state is `cursor`, the samples consumed so far.
-T = seq_len, b = the rank's rows of a global batch.
+while that stretch is trained on the next one is fetched. Training never waits for a window: until one is there, as after
+a restart or on a node that drains and takes no more tasks, its rows are read directly. The state is `cursor`, the samples
+consumed so far. T = seq_len, b = the rank's rows of a global batch.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,11 @@ from numpy.typing import NDArray
 from losslens.corpus.order import Integers, Order, batch_positions, rank_slice
 from losslens.corpus.packed import PackedCorpus
 
+logger = logging.getLogger(__name__)
+
 WINDOW_BYTES = 16 << 20  # of a rank's rows: two windows are held at once
 MOST_STEPS = 2048
-_TASKS = 4  # gathering tasks of a window
+_TASKS = 1  # gathering tasks of a window: each may start a process of its own, which takes seconds of CPU from the first steps
 _DIRECT_STEPS = 16  # gathered at once: finding rows costs more than reading them where batches are small
 
 
@@ -41,43 +45,69 @@ class _Share:
     global_batch: int
     rank: int
     world: int
+    unit: int
 
     @property
     def batch(self) -> int:
         """b."""
-        start, stop = rank_slice(self.global_batch, self.rank, self.world)
+        start, stop = rank_slice(self.global_batch, self.rank, self.world, self.unit)
         return stop - start
 
     def rows(self, first: int, stop: int) -> Integers:
         """The rank's rows [stop - first, b, T + 1] of steps `first` to `stop`."""
         corpus, order = _opened(self.corpus_dir, self.seed)
-        positions = batch_positions(self.cursor, self.global_batch, range(first, stop), self.rank, self.world)
+        positions = batch_positions(self.cursor, self.global_batch, range(first, stop), self.rank, self.world, self.unit)
         return corpus.gather(order, positions).reshape(stop - first, self.batch, corpus.seq_len + 1)
 
-
-def direct(corpus_dir: Path, seed: int, *, cursor: int, steps: int, global_batch: int, rank: int, world: int) -> Iterator[Integers]:
-    """For each of `steps` steps after `cursor` samples, the rank's rows: int64 [b, T + 1]. Needs no Ray."""
-    share = _Share(str(corpus_dir), seed, cursor, global_batch, rank, world)
-    for first in range(0, steps, _DIRECT_STEPS):
-        yield from share.rows(first, min(first + _DIRECT_STEPS, steps))
+    def read(self, first: int, stop: int) -> Iterator[Integers]:
+        """The same step by step, read in this process a few steps at a time."""
+        for start in range(first, stop, _DIRECT_STEPS):
+            yield from self.rows(start, min(start + _DIRECT_STEPS, stop))
 
 
-def windows(corpus_dir: Path, seed: int, *, cursor: int, steps: int, global_batch: int, rank: int, world: int) -> Iterator[Integers]:
+def direct(
+    corpus_dir: Path, seed: int, *, cursor: int, steps: int, global_batch: int, rank: int, world: int, unit: int = 1
+) -> Iterator[Integers]:
+    """For each of `steps` steps after `cursor` samples, the rank's rows: int64 [b, T + 1]. Needs no Ray.
+
+    Ranks share each global batch of `global_batch` sequences in whole units of `unit` sequences (`order.rank_slice`).
+    """
+    return _Share(str(corpus_dir), seed, cursor, global_batch, rank, world, unit).read(0, steps)
+
+
+def windows(
+    corpus_dir: Path, seed: int, *, cursor: int, steps: int, global_batch: int, rank: int, world: int, unit: int = 1
+) -> Iterator[Integers]:
     """The arrays of `direct`, gathered by Ray Data one window ahead. The corpus must be on a disk that every node sees."""
-    share = _Share(str(corpus_dir), seed, cursor, global_batch, rank, world)
+    share = _Share(str(corpus_dir), seed, cursor, global_batch, rank, world, unit)
     length = _window_steps(share)
-    ends = [(first, min(first + length, steps)) for first in range(0, steps, length)]
-    with ThreadPoolExecutor(1, thread_name_prefix="corpus-window") as pool:
-        ahead = [pool.submit(_fetch, share, *ends[0])] if ends else []
-        for following in [*ends[1:], None]:
-            if not ahead:
-                return
-            window = ahead.pop().result()
-            if following:
-                ahead.append(pool.submit(_fetch, share, *following))
-            for block in window:
-                for rows in block:
-                    yield rows.astype(np.int64)
+    pool = ThreadPoolExecutor(1, thread_name_prefix="corpus-window")
+    done = first = stop = 0
+    ahead: Future[list[NDArray[np.integer]]] | None = None  # the window of steps `first` to `stop`
+    try:
+        while done < steps:
+            if ahead and ahead.done():
+                window = _gathered(ahead)
+                skip, following = done - first, max(done, stop) if window else done
+            else:
+                following = min(done + _DIRECT_STEPS, steps)
+                window, skip = [share.rows(done, following)], 0
+            if done and (not ahead or ahead.done()):  # not before the first steps: a restarted worker is in a hurry
+                first, stop = following, min(following + length, steps)
+                ahead = pool.submit(_fetch, share, first, stop) if first < stop else None
+            for rows in islice(chain.from_iterable(window), skip, None):
+                yield rows.astype(np.int64)
+            done = following
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # a window that never comes is not waited for
+
+
+def _gathered(window: Future[list[NDArray[np.integer]]]) -> list[NDArray[np.integer]]:
+    """A finished window's blocks; none where Ray failed to gather them."""
+    if error := window.exception():
+        logger.warning("Ray Data could not gather a window, which is read directly: %s", error)
+        return []
+    return window.result()
 
 
 def _window_steps(share: _Share) -> int:
@@ -86,7 +116,7 @@ def _window_steps(share: _Share) -> int:
     return min(max(1, WINDOW_BYTES // step_bytes), MOST_STEPS)
 
 
-def _fetch(share: _Share, first: int, stop: int) -> list[NDArray[np.unsignedinteger]]:
+def _fetch(share: _Share, first: int, stop: int) -> list[NDArray[np.integer]]:
     """The window's rows as blocks [steps, b, T + 1], in order; the executor has ended when they are here."""
     each = -(-(stop - first) // _TASKS)
     parts = [{"first": start, "stop": min(start + each, stop)} for start in range(first, stop, each)]

@@ -79,14 +79,18 @@ class Order:
         return source, row
 
 
-def rank_slice(global_batch: int, rank: int, world: int) -> tuple[int, int]:
-    """The part [start, stop) of each global batch that belongs to a rank; the parts tile it for any world size."""
-    return global_batch * rank // world, global_batch * (rank + 1) // world
+def rank_slice(global_batch: int, rank: int, world: int, unit: int = 1) -> tuple[int, int]:
+    """The part [start, stop) of each global batch that belongs to a rank; the parts tile it for any world size.
+
+    Parts begin at multiples of `unit` sequences, so that a micro-batch of that many is never split between ranks.
+    """
+    units = -(-global_batch // unit)
+    return units * rank // world * unit, min(units * (rank + 1) // world * unit, global_batch)
 
 
-def batch_positions(cursor: int, global_batch: int, steps: range, rank: int, world: int) -> Integers:
+def batch_positions(cursor: int, global_batch: int, steps: range, rank: int, world: int, unit: int = 1) -> Integers:
     """Global positions [len(steps) * b] of a rank's samples in the given steps after `cursor` samples."""
-    start, stop = rank_slice(global_batch, rank, world)
+    start, stop = rank_slice(global_batch, rank, world, unit)
     first = cursor + np.arange(steps.start, steps.stop, dtype=np.int64) * global_batch
     return (first[:, None] + np.arange(start, stop, dtype=np.int64)).reshape(-1)
 

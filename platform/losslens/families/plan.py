@@ -19,7 +19,8 @@ class PlannedRun:
     """One size, one token budget, one seed: one training.
 
     `tokens` is the budget in whole global batches (at most the budget asked for); `global_batch` in sequences;
-    `checkpoints` are the steps after which a checkpoint is written; `peak_lr` of the hidden matrices.
+    `checkpoints` are the steps after which a checkpoint is written; `peak_lr` of the hidden matrices; `micro_batch` in
+    sequences (None: a worker's whole share).
     """
 
     study: str
@@ -32,6 +33,7 @@ class PlannedRun:
     global_batch: int
     peak_lr: float
     checkpoints: tuple[int, ...]
+    micro_batch: int | None = None
 
     @property
     def label(self) -> str:
@@ -115,6 +117,7 @@ def _run(spec: StudySpec, size: SizeSpec, shape: Shape, tokens: int, seed: int) 
         global_batch=global_batch,
         peak_lr=lr,
         checkpoints=checkpoint_steps(spec.training.checkpoints, steps),
+        micro_batch=spec.training.micro_batch_of(global_batch),
     )
 
 

@@ -8,8 +8,6 @@ import torch
 from torch import nn
 
 from losslens.families import Shape
-from losslens.models.adapted import AdaptedModel
-from losslens.models.config import transformers_config
 from losslens.models.decoder import Decoder
 from losslens.models.language_model import LanguageModel
 
@@ -18,10 +16,16 @@ def build(shape: Shape, *, seed: int, initialisation: str = "fan_in", eos_token_
     """A freshly initialised model; equal arguments give equal weights, on any device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: LanguageModel
-        model = AdaptedModel(transformers_config(shape, eos_token_id)) if shape.architecture == "gpt_neox" else Decoder(shape)
+        model = _adapted(shape, eos_token_id) if shape.architecture == "gpt_neox" else Decoder(shape)
         initialise(model, shape, initialisation)
     return model
+
+
+def _adapted(shape: Shape, eos_token_id: int) -> LanguageModel:
+    from losslens.models.adapted import AdaptedModel  # here: transformers takes two seconds to import
+    from losslens.models.config import transformers_config
+
+    return AdaptedModel(transformers_config(shape, eos_token_id))
 
 
 def roles(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:

@@ -8,11 +8,12 @@ gpt_neox  GPTNeoXForCausalLM: LayerNorm, biases, parallel attention and MLP, rot
 
 from __future__ import annotations
 
-from typing import Any
-
-from transformers import GPTNeoXConfig, LlamaConfig, Phi3Config, PretrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from losslens.families import Shape
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 NORM_EPS = 1e-5
 ROTARY_FRACTION = {"paper": 0.5, "llama": 1.0, "gpt_neox": 0.25}
@@ -20,6 +21,8 @@ ROTARY_FRACTION = {"paper": 0.5, "llama": 1.0, "gpt_neox": 0.25}
 
 def transformers_config(shape: Shape, eos_token_id: int) -> PretrainedConfig:
     """The transformers config whose model has exactly `shape`. Sequences longer than seq_len are outside the model."""
+    from transformers import GPTNeoXConfig, LlamaConfig, Phi3Config  # here: two seconds that a restarted worker does not have
+
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": shape.rope_base}
     if shape.architecture != "llama":
         rope["partial_rotary_factor"] = ROTARY_FRACTION[shape.architecture]

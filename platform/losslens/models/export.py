@@ -8,11 +8,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import PretrainedConfig
+from torch import Tensor
 
 from losslens.families import Shape
-from losslens.models.adapted import AdaptedModel
 from losslens.models.config import transformers_config
 
 TOKENIZER_FILES = "tokenizer*.json"
@@ -23,7 +21,7 @@ def write_hugging_face(directory: Path, state: Mapping[str, Tensor], shape: Shap
 
     `state` maps names as given by `hugging_face_state` to tensors.
     """
-    config: PretrainedConfig = transformers_config(shape, eos_token_id)
+    config = transformers_config(shape, eos_token_id)
     config.architectures = [{"paper": "Phi3ForCausalLM", "llama": "LlamaForCausalLM", "gpt_neox": "GPTNeoXForCausalLM"}[shape.architecture]]
     config.save_pretrained(directory)
     # clone(): a view would drag its whole storage along. CPU: asynchronous writers come later.
@@ -33,9 +31,9 @@ def write_hugging_face(directory: Path, state: Mapping[str, Tensor], shape: Shap
         shutil.copyfile(file, directory / file.name)
 
 
-def hugging_face_state(model: nn.Module, state: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
+def hugging_face_state(state: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
     """The module's tensors under the names and in the pieces of the saved architecture."""
-    if isinstance(model, AdaptedModel):
+    if shape.architecture == "gpt_neox":  # an AdaptedModel
         return {name.removeprefix("inner."): tensor for name, tensor in state.items()}
     kept = {name: tensor for name, tensor in state.items() if not (shape.tie_embeddings and name == "lm_head.weight")}
     if shape.architecture == "paper":

@@ -134,13 +134,23 @@ class TrainingSpec(Part, frozen=True, kw_only=True):
     tokens: Positive | None = None
     tokens_per_param: Rate | None = None
     global_batch: Positive = 1152  # sequences
-    micro_batch: Positive | None = None  # sequences a worker holds at once; null: its whole share
+    micro_batch: Positive | None = None  # sequences of one forward pass, the same at any world size; null: see `micro_batch_of`
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     precision: Literal["bf16", "float32"] = "bf16"
     compile: bool = False
     checkpoints: CheckpointsSpec = CheckpointsSpec()
     diverged_at: Rate = 3.0  # stop when the window's mean loss exceeds the best window so far by this many nats
+
+    def micro_batch_of(self, global_batch: int) -> int | None:
+        """Sequences of one micro-batch, or None where each worker passes its whole share at once (bf16, unless set).
+
+        With micro-batches the weights are the same to the last bit at any world size up to their number. float32 is the
+        precision of runs that must agree, so there a quarter of the global batch is the default: up to four workers.
+        """
+        if self.micro_batch:
+            return min(self.micro_batch, global_batch)
+        return -(-global_batch // 4) if self.precision == "float32" else None
 
 
 class CrossCheckSpec(Part, frozen=True, kw_only=True):
@@ -163,12 +173,15 @@ class EvaluationSpec(Part, frozen=True, kw_only=True):
 
 
 class ClusterSpec(Part, frozen=True, kw_only=True):
-    """`workers` is [min, max] per run; `train_slots` and `eval_slots` are what a local cluster offers."""
+    """`workers` is [min, max] per run; `train_slots` and `eval_slots` are what a local cluster offers, and what a study
+    asks of a cluster whose nodes come on demand."""
 
     workers: tuple[Positive, Positive] = (1, 1)
     train_slots: Positive = 1
     eval_slots: Positive = 1
     threads: Positive = 1  # CPU threads per training worker
+    save_every: Rate = 300.0  # seconds between saved states, beside those of checkpoints: what a lost node costs at most
+    grow_after: Rate = 3.0  # seconds that a group of workers runs at least before it restarts larger
     gpus_per_worker: NonNegative = 0
 
 

@@ -96,7 +96,10 @@ def _cluster(spec: StudySpec) -> None:
     low, high = spec.cluster.workers
     if low > high:
         raise UserError(f"cluster.workers [{low}, {high}] has a minimum above its maximum", "swap them")
-    batches = [size.global_batch or spec.training.global_batch for size in spec.family.sizes]
-    if high > min(batches):
-        sentence = f"{high} workers cannot share a global batch of {min(batches)} sequences"
-        raise UserError(sentence, "lower cluster.workers or raise global_batch")
+    for size in spec.family.sizes:
+        batch = size.global_batch or spec.training.global_batch
+        micro = spec.training.micro_batch_of(batch) or 1
+        if high > -(-batch // micro):
+            pieces = f"in micro-batches of {micro}" if micro > 1 else "sequences"
+            sentence = f"size {size.name}: {high} workers cannot share a global batch of {batch} {pieces}"
+            raise UserError(sentence, "lower cluster.workers or training.micro_batch, or raise global_batch")

@@ -1,11 +1,16 @@
-"""Checkpoints: Hugging Face directories that appear whole or not at all, and the trainer's state beside the weights.
+"""Checkpoints and states: directories that appear whole or not at all.
+
+    <results>/checkpoints/<run_id>/step-00000100/         a Hugging Face directory: what is scored, kept for good
+    <results>/checkpoints/<run_id>/state/step-00000117/   what training resumes from; the newest two are kept
 
 A directory is written under a `.tmp-` name, synchronised to disk, and renamed; `losslens.json` in it names the hash of
-every file. Only the newest two checkpoints of a run keep `trainer/`, which is what training resumes from.
+every file. States are also written between checkpoints (before a planned resize, and now and then), so that the steps at
+which a run is scored do not depend on what happened to it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -31,6 +36,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 STATES_KEPT = 2
 RECORD = "losslens.json"
+STATE = "state.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +54,6 @@ class Checkpoint:
     weights_sha256: str
     created_at: str
     losses: tuple[Loss, ...]
-
-    @property
-    def resumable(self) -> bool:
-        """Whether the trainer's state is still here."""
-        return (self.path / "trainer" / RECORD).is_file()
 
 
 def run_directory(results: Path, run_id: str) -> Path:
@@ -78,7 +79,6 @@ def write(
     run: PlannedRun,
     step: int,
     weights: Mapping[str, Tensor],
-    trainer_state: Mapping[str, Tensor],
     losses: Sequence[Loss],
     tokenizer: Path,
     eos_token_id: int,
@@ -88,33 +88,87 @@ def write(
     Raises:
         EnvironmentFailure: the disk is full or not writable; nothing half-written is left that looks complete.
     """
-    home = run_directory(results, run.run_id)
-    final = home / f"step-{step:08d}"
+    final = run_directory(results, run.run_id) / f"step-{step:08d}"
+    tokens = step * run.batch_tokens
+    record = {
+        "checkpoint_id": f"{run.run_id}/{final.name}",
+        "run_id": run.run_id,
+        "study": run.study,
+        "size": run.size,
+        "step": step,
+        "tokens": tokens,
+        "flops": run.shape.flops_per_token * tokens,
+        "created_at": datetime.now(UTC).isoformat(),
+        "losses": [asdict(loss) for loss in losses],
+    }
+    with _appearing(final, record) as directory:
+        if directory:
+            write_hugging_face(directory, weights, run.shape, tokenizer, eos_token_id)
+    return read(final)
+
+
+def write_state(results: Path, run: PlannedRun, step: int, state: Mapping[str, Tensor]) -> None:
+    """Write what training goes on from after update `step`, and forget all but the newest states.
+
+    Raises:
+        EnvironmentFailure: as `write`.
+    """
+    final = state_directory(results, run.run_id, step)
+    if (final / RECORD).is_file() and damage(final):
+        (final / RECORD).unlink()  # it was skipped when this attempt resumed; now its step is reached again
+    with _appearing(final, {"step": step, "samples": step * run.global_batch}) as directory:
+        if directory:
+            save_file(dict(state), directory / STATE)
+    for old in _state_directories(results, run.run_id)[STATES_KEPT:]:
+        (old / RECORD).unlink(missing_ok=True)  # first: without it the state no longer counts
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def states(results: Path, run_id: str) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """(step, state) of what can be resumed from, newest first; a damaged state is named in the log and skipped."""
+    for directory in _state_directories(results, run_id):
+        damaged = damage(directory)
+        if damaged:
+            logger.warning("%s does not match its hash; resuming from the state before it", damaged)
+            continue
+        yield _step_of(directory), load_file(directory / STATE)
+
+
+def saved_step(results: Path, run_id: str) -> int:
+    """The step of the newest state; 0 when there is none."""
+    return next((_step_of(directory) for directory in _state_directories(results, run_id)), 0)
+
+
+def state_directory(results: Path, run_id: str, step: int) -> Path:
+    """Where the state after update `step` lies."""
+    return run_directory(results, run_id) / "state" / f"step-{step:08d}"
+
+
+def _state_directories(results: Path, run_id: str) -> list[Path]:
+    """Complete states, newest first."""
+    found = (run_directory(results, run_id) / "state").glob("step-*")
+    return sorted((path for path in found if (path / RECORD).is_file()), reverse=True)
+
+
+def _step_of(directory: Path) -> int:
+    return int(directory.name.removeprefix("step-"))
+
+
+@contextlib.contextmanager
+def _appearing(final: Path, record: dict[str, Any]) -> Iterator[Path | None]:
+    """A directory to fill, which becomes `final` with its record at the end of the block; None when `final` is complete."""
     if (final / RECORD).is_file():
-        return read(final)
-    temporary = home / f".tmp-{final.name}-{uuid.uuid4().hex[:8]}"
+        yield None
+        return
+    temporary = final.parent / f".tmp-{final.name}-{uuid.uuid4().hex[:8]}"
     try:
-        (temporary / "trainer").mkdir(parents=True)
-        write_hugging_face(temporary, weights, run.shape, tokenizer, eos_token_id)
-        save_file(dict(trainer_state), temporary / "trainer" / "state.safetensors")
-        _record(temporary / "trainer", {"step": step, "samples": step * run.global_batch})
-        tokens = step * run.batch_tokens
-        _record(
-            temporary,
-            {
-                "checkpoint_id": f"{run.run_id}/{final.name}",
-                "run_id": run.run_id,
-                "study": run.study,
-                "size": run.size,
-                "step": step,
-                "tokens": tokens,
-                "flops": run.shape.flops_per_token * tokens,
-                "created_at": datetime.now(UTC).isoformat(),
-                "losses": [asdict(loss) for loss in losses],
-            },
-        )
+        temporary.mkdir(parents=True)
+        yield temporary
+        _record(temporary, record)
+        if final.exists():
+            shutil.rmtree(final)  # without its record: being forgotten when a kill came
         temporary.rename(final)
-        _sync(home)
+        _sync(final.parent)
     except OSError as error:
         raise EnvironmentFailure(
             f"the checkpoint {final} cannot be written: {error.strerror or error}",
@@ -122,20 +176,6 @@ def write(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _forget_old_states(results, run.run_id)
-    return read(final)
-
-
-def trainer_states(results: Path, run_id: str) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """(step, state) of resumable checkpoints, newest first; a damaged state is named in the log and skipped."""
-    for checkpoint in reversed(completed(results, run_id)):
-        if not checkpoint.resumable:
-            continue
-        damaged = damage(checkpoint.path / "trainer")
-        if damaged:
-            logger.warning("%s does not match its hash; resuming from the checkpoint before it", damaged)
-            continue
-        yield checkpoint.step, load_file(checkpoint.path / "trainer" / "state.safetensors")
 
 
 def damage(directory: Path) -> Path | None:
@@ -167,10 +207,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _forget_old_states(results: Path, run_id: str) -> None:
-    states = [c.path / "trainer" for c in completed(results, run_id) if c.resumable]
-    for old in states[:-STATES_KEPT]:
-        (old / RECORD).unlink(missing_ok=True)  # first: without it the state no longer counts
-        shutil.rmtree(old, ignore_errors=True)

@@ -1,6 +1,7 @@
 """The hot loop: torch only, one screen, every device synchronisation with its reason.
 
-It knows nothing of Ray, files or tables. Batches come in as arrays, checkpoints leave through a callback.
+It knows nothing of Ray, files or tables. Batches come in as arrays; what happens between updates (checkpoints, progress,
+leaving before a resize) happens in a `Watch`.
 
 Legend: b sequences of this rank's share, T sequence length, V vocabulary.
 """
@@ -14,7 +15,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from losslens.errors import TrainingDiverged
 from losslens.models import LanguageModel
 from losslens.specs import TrainingSpec
 from losslens.training.optimizers import Optimizers
+from losslens.training.reduction import Agreement, FixedPoint, Plain, Reduction
 from losslens.training.schedules import averaging_decay, multiplier
 
 CHECK_EVERY = 25  # steps between looks at the loss: each look is a device synchronisation
@@ -29,7 +30,11 @@ CHECK_EVERY = 25  # steps between looks at the loss: each look is a device synch
 
 @dataclass
 class Trainer:
-    """One run's live state on one rank. `step` updates are done; `losses[k]` is the mean loss of update k."""
+    """One run's live state on one rank. `step` updates are done; `losses[k]` is the mean loss of update k.
+
+    With a `micro_batch` (in sequences) gradients are summed exactly and do not depend on the number of ranks, provided that
+    every rank's share begins at a multiple of it; without one, a rank's whole share goes through at once.
+    """
 
     model: LanguageModel
     optimizers: Optimizers
@@ -38,11 +43,14 @@ class Trainer:
     global_batch: int
     seq_len: int
     device: torch.device
+    micro_batch: int | None = None
     step: int = 0
+    seen_loss: float | None = None  # the newest that has left the device
     average: list[Tensor] = field(default_factory=list)
     losses: Tensor = field(init=False)
     grad_norms: Tensor = field(init=False)
     features: Callable[[Tensor], Tensor] = field(init=False)
+    reduction: Reduction = field(init=False)
 
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -50,6 +58,7 @@ class Trainer:
         self.grad_norms = torch.zeros(self.steps, device=self.device)
         if self.spec.schedule.average and not self.average:
             self.average = [p.detach().clone() for p in self.parameters]
+        self.reduction = FixedPoint(self.parameters) if self.micro_batch else Plain(self.parameters)
         self.features = torch.compile(self.model.features, dynamic=False) if self.spec.compile else self.model.features
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
@@ -62,20 +71,17 @@ class Trainer:
             logits = self.model.head(self.features(tokens[:, :-1]))
         return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
 
-    def update(self, rows: Tensor) -> None:
-        """One optimizer update from this rank's share [b, T + 1] of the global batch.
+    def update(self, rows: Tensor, flag: bool = False) -> Tensor:
+        """One optimizer update from this rank's share [b, T + 1] of the global batch; how many ranks passed a true `flag`.
 
         The loss is summed and divided by the global token count, so shares of unequal size weigh by tokens.
         """
-        total = torch.zeros((), device=self.device)
-        for micro in torch.split(rows, self.spec.micro_batch or len(rows)):
+        for micro in torch.split(rows, self.micro_batch or len(rows)):
             loss = self.nll_sum(micro) / (self.global_batch * self.seq_len)
             loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            total = _sum_over_ranks(gradients, total)
-        norm = torch.nn.utils.get_total_norm(gradients)
+            self.reduction.add(loss.detach())
+        total, flags = self.reduction.total(flag)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.spec.optimizer.clip:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.spec.optimizer.clip, norm)
         self.optimizers.step(multiplier(self.spec.schedule, self.step, self.steps))
@@ -86,6 +92,7 @@ class Trainer:
         self.losses[self.step] = total
         self.grad_norms[self.step] = norm
         self.step += 1
+        return flags
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -103,6 +110,7 @@ class Trainer:
     def check(self) -> None:
         """Raise when the loss is not finite or ran away from the best window so far."""
         done = self.losses[: self.step].cpu()  # synchronises: the verdict needs the numbers
+        self.seen_loss = float(done[-1])
         bad = torch.nonzero(~torch.isfinite(done))
         if len(bad):
             raise TrainingDiverged(f"the loss is {done[bad[0]].item()} at step {int(bad[0]) + 1}", _DIVERGED)
@@ -116,30 +124,43 @@ class Trainer:
 _DIVERGED = "checkpoints before it are kept: lower training.optimizer.lr, lengthen the warm-up, or change the seed"
 
 
-def _sum_over_ranks(gradients: list[Tensor], loss: Tensor) -> Tensor:
-    """Sum gradients in place over all ranks in one message; the loss rides along. Returns the summed loss."""
-    flat = torch.cat([g.flatten() for g in gradients] + [loss[None]])
-    dist.all_reduce(flat)
-    pieces = torch.split(flat[:-1], [g.numel() for g in gradients])
-    torch._foreach_copy_(gradients, [piece.view_as(g) for piece, g in zip(pieces, gradients, strict=True)])
-    return flat[-1]
+class Watch:
+    """What happens between updates; this one does nothing. `training/worker.py` has the one that writes."""
+
+    save_at: frozenset[int] = frozenset()
+
+    def save(self, tokens_per_second: float) -> None:
+        """Called at each step of `save_at` with the mean rate since the last call, saving time left out."""
+
+    def stepped(self) -> None:
+        """Called after every update."""
+
+    def wants_to_leave(self) -> bool:
+        """Whether this rank was asked to save and leave."""
+        return False
+
+    def leave(self) -> None:
+        """Called on every rank after the same update, once any rank wanted to leave; training goes on when it returns."""
 
 
-def run(trainer: Trainer, batches: Iterator[np.ndarray], save_at: frozenset[int], save: Callable[[float], None]) -> None:
-    """Train to the end. `batches` yields this rank's rows [b, T + 1]; `save(tokens_per_second)` is called at each step
-    of `save_at`, with the mean rate since the last call, saving time left out.
+def run(trainer: Trainer, batches: Iterator[np.ndarray], watch: Watch) -> None:
+    """Train to the end. `batches` yields this rank's rows [b, T + 1].
 
     Raises:
         TrainingDiverged: see `Trainer.check`.
     """
+    agreement = Agreement(trainer.device)
     started, since = time.perf_counter(), trainer.step
     while trainer.step < trainer.steps:
         rows = torch.from_numpy(next(batches)).to(trainer.device, non_blocking=True)
-        trainer.update(rows)
-        saving = trainer.step in save_at
+        flags = trainer.update(rows, watch.wants_to_leave())
+        saving = trainer.step in watch.save_at
         if saving or trainer.step % CHECK_EVERY == 0 or trainer.step == trainer.steps:
             trainer.check()
         if saving:
             seconds = time.perf_counter() - started
-            save((trainer.step - since) * trainer.global_batch * trainer.seq_len / max(seconds, 1e-9))
+            watch.save((trainer.step - since) * trainer.global_batch * trainer.seq_len / max(seconds, 1e-9))
             started, since = time.perf_counter(), trainer.step
+        watch.stepped()
+        if agreement.reached(flags) and trainer.step < trainer.steps:
+            watch.leave()

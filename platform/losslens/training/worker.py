@@ -1,11 +1,11 @@
 """One rank of one run: model, optimizer, data and checkpoints put together around the loop. No Ray in here.
 
-`train` is what a Ray Train worker calls, and what a bench calls without Ray.
+`train` is what a Ray Train worker calls, and what a bench calls without Ray. Rank 0 writes; every rank knows how to save
+and leave when it is asked to (`leaving.py`), so that a planned resize costs no step.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -21,19 +21,22 @@ from torch import Tensor
 
 from losslens.corpus import shards
 from losslens.corpus.packed import PackedCorpus
-from losslens.errors import TrainingDiverged
+from losslens.errors import EnvironmentFailure, TrainingDiverged
 from losslens.families import PlannedRun
 from losslens.models import build
 from losslens.models.export import hugging_face_state
 from losslens.results import Results
 from losslens.specs import StudySpec, canonical_text
 from losslens.training import checkpoint as checkpoints
+from losslens.training import journal, leaving
 from losslens.training.heldout import heldout_losses, window_loss
-from losslens.training.loop import Trainer, run
+from losslens.training.loop import Trainer, Watch, run
 from losslens.training.optimizers import Optimizers
 from losslens.training.schedules import multiplier
 
 logger = logging.getLogger(__name__)
+
+SHOW_EVERY_S = 0.5  # between two progress files
 
 # (packed corpus directory, seed, cursor, steps, global_batch, rank, world) -> this rank's rows, batch by batch
 Feed = Callable[..., Iterator[np.ndarray]]
@@ -51,19 +54,35 @@ class Outcome:
     diverged: str | None = None
 
 
-def train(spec: StudySpec, planned: PlannedRun, results: Path, corpus_dir: Path, feed: Feed, *, rank: int = 0, world: int = 1) -> Outcome:
-    """Train `planned` from its newest checkpoint, or from scratch, to its budget.
+def train(
+    spec: StudySpec,
+    planned: PlannedRun,
+    results: Path,
+    corpus_dir: Path,
+    feed: Feed,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    left: Callable[[int], None] = lambda step: None,
+) -> Outcome:
+    """Train `planned` from its newest state, or from scratch, to its budget.
 
-    Every rank builds the model; rank 0 alone writes. `feed` is `corpus.feed.windows` or `corpus.feed.direct`.
+    Every rank builds the model; rank 0 alone writes. `feed` is `corpus.feed.windows` or `corpus.feed.direct`. `left(step)`
+    is called on every rank once the state at which all leave has been saved.
     """
     started = time.perf_counter()
+    home = checkpoints.run_directory(results, planned.run_id)
+    if rank == 0:
+        journal.note(home, "entered", world_size=world)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cpu":
         torch.set_num_threads(spec.cluster.threads)
     corpus = PackedCorpus.open(corpus_dir)
     trainer = make_trainer(spec, planned, device, corpus.eos)
     resume(trainer, results, planned.run_id)
-    writer = Writer(results, spec, planned, corpus, trainer, rank, world)
+    if rank == 0 and (newest := checkpoints.saved_step(results, planned.run_id)) > trainer.step:
+        journal.note(home, "damaged", step=newest)
+    writer = Writer(results, spec, planned, corpus, trainer, rank, world, left)
     batches = feed(
         corpus_dir,
         planned.seed,
@@ -72,12 +91,13 @@ def train(spec: StudySpec, planned: PlannedRun, results: Path, corpus_dir: Path,
         global_batch=planned.global_batch,
         rank=rank,
         world=world,
+        unit=planned.micro_batch or 1,
     )
     diverged = None
     try:
         if trainer.step == 0 and 0 in planned.checkpoints:
             writer.save(0.0)
-        run(trainer, batches, frozenset(planned.checkpoints), writer.save)
+        run(trainer, batches, writer)
     except TrainingDiverged as error:  # returned, not raised: a retry would diverge again
         diverged = str(error)
         writer.log(0.0)
@@ -98,17 +118,27 @@ def make_trainer(spec: StudySpec, planned: PlannedRun, device: torch.device, eos
         global_batch=planned.global_batch,
         seq_len=planned.shape.seq_len,
         device=device,
+        micro_batch=planned.micro_batch,
     )
 
 
 def resume(trainer: Trainer, results: Path, run_id: str) -> None:
-    """Continue from the newest checkpoint whose state matches its hash; rank 0 chooses, all ranks follow."""
-    step, state = next(checkpoints.trainer_states(results, run_id), (0, {}))
+    """Continue from the newest state that matches its hash; rank 0 chooses, all ranks follow.
+
+    Raises:
+        EnvironmentFailure: this rank does not see what rank 0 sees.
+    """
+    step, state = next(checkpoints.states(results, run_id), (0, {}))
     if dist.is_initialized() and dist.get_world_size() > 1:
         chosen = [step]
         dist.broadcast_object_list(chosen)
-        if chosen[0] != step:  # this rank saw another disk state: take rank 0's choice
-            step, state = next(s for s in checkpoints.trainer_states(results, run_id) if s[0] == chosen[0])
+        if chosen[0] != step:  # written or forgotten while this rank looked
+            step, state = next((s for s in checkpoints.states(results, run_id) if s[0] == chosen[0]), (0, {}))
+        if step != chosen[0]:
+            raise EnvironmentFailure(
+                f"a worker does not see the state of step {chosen[0]} of {run_id} that another worker saved",
+                "put the results on a disk that all nodes share (--results)",
+            )
     if step:
         load_state(trainer, step, state)
         logger.info("%s resumes from step %d", run_id, step)
@@ -136,39 +166,88 @@ def load_state(trainer: Trainer, step: int, state: dict[str, Tensor]) -> None:
     trainer.step = step
 
 
-class Writer:
-    """Rank 0's pen: checkpoints, their losses, the training log and a progress file. Other ranks only keep step."""
+class Writer(Watch):
+    """What a rank does between updates. Rank 0 writes checkpoints, states, their losses, the log and a progress file."""
 
     def __init__(
-        self, results: Path, spec: StudySpec, planned: PlannedRun, corpus: PackedCorpus, trainer: Trainer, rank: int, world: int
+        self,
+        results: Path,
+        spec: StudySpec,
+        planned: PlannedRun,
+        corpus: PackedCorpus,
+        trainer: Trainer,
+        rank: int,
+        world: int,
+        left: Callable[[int], None],
     ) -> None:
         self.root, self.spec, self.planned, self.corpus, self.trainer = results, spec, planned, corpus, trainer
-        self.results, self.rank, self.world = Results(results), rank, world
+        self.results, self.rank, self.world, self._left = Results(results), rank, world, left
+        self.save_at = frozenset(planned.checkpoints)
         self.logged = trainer.step
         self.heldout = {name: corpus.heldout(name) for name in corpus.sources}
         self.weights = dict(zip(corpus.sources, corpus.weights, strict=True))
-        self.attempt = _next_attempt(checkpoints.run_directory(results, planned.run_id)) if rank == 0 else 0
+        self.home = checkpoints.run_directory(results, planned.run_id)
+        self.attempt = _next_attempt(self.home) if rank == 0 else 0
+        if rank == 0:
+            journal.note(self.home, "resumed", step=trainer.step, world_size=world, attempt=self.attempt)
+        self._resumed_at = self._shown = trainer.step
+        self._rate: float | None = None
+        self._saved_at = self._shown_at = time.monotonic()
         if rank == 0:
             self.results.write("runs", [run_row(spec, planned, corpus.fingerprint)])
             for checkpoint in checkpoints.completed(results, planned.run_id):
                 publish(self.results, checkpoint)  # a kill may have come between the rename and these rows
 
     def save(self, tokens_per_second: float) -> None:
-        """A checkpoint of this moment, its losses, and the log up to here."""
+        """A checkpoint of this moment, its losses, the log up to here, and a state to resume from."""
         if self.rank:
             return
         self.log(tokens_per_second)  # first: a kill before the checkpoint repeats these steps, a kill after it must not lose them
         trainer = self.trainer
-        state = state_of(trainer)
         with trainer.averaged():
             losses = [*window_loss(trainer), *heldout_losses(trainer, self.heldout, self.weights)]
-            weights = hugging_face_state(trainer.model, trainer.model.state_dict(), self.planned.shape)
+            weights = hugging_face_state(trainer.model.state_dict(), self.planned.shape)
             checkpoint = checkpoints.write(
-                self.root, self.planned, trainer.step, weights, state, losses, self.corpus.tokenizer_dir, self.corpus.eos
+                self.root, self.planned, trainer.step, weights, losses, self.corpus.tokenizer_dir, self.corpus.eos
             )
         publish(self.results, checkpoint)
+        self._write_state()  # last: whoever resumes from it will not pass this checkpoint again
 
-    def log(self, tokens_per_second: float) -> None:
+    def stepped(self) -> None:
+        """After every update: show progress, and save a state when one was asked for or is due."""
+        now = time.monotonic()
+        if self.trainer.step == self._resumed_at + 1 and self.rank == 0:
+            journal.note(self.home, "stepping", step=self.trainer.step, world_size=self.world, attempt=self.attempt)
+        if self.rank or now - self._shown_at < SHOW_EVERY_S:
+            return
+        self._rate = (self.trainer.step - self._shown) * self.planned.batch_tokens / (now - self._shown_at)
+        self._show()
+        if leaving.save_asked() or now - self._saved_at > self.spec.cluster.save_every:
+            self.save_state()
+
+    def wants_to_leave(self) -> bool:
+        """Whether the controller asked this rank to leave."""
+        return leaving.asked()
+
+    def leave(self) -> None:
+        """Save a state, say so, and wait until the group is taken down; go on when that does not come."""
+        step = self.trainer.step
+        self.save_state()
+        self._left(step)
+        leaving.hold()
+
+    def save_state(self) -> None:
+        """The log up to here and a state of this moment."""
+        if self.rank == 0 and self.trainer.step:
+            self.log(self._rate)
+            self._write_state()
+
+    def _write_state(self) -> None:
+        checkpoints.write_state(self.root, self.planned, self.trainer.step, state_of(self.trainer))
+        self._saved_at = time.monotonic()
+        journal.note(self.home, "saved", step=self.trainer.step)
+
+    def log(self, tokens_per_second: float | None) -> None:
         """Rows of `train_log` for the updates since the last call, and the progress file."""
         if self.rank:
             return
@@ -184,10 +263,14 @@ class Writer:
             for step in range(self.logged, trainer.step)
         ])  # fmt: skip
         self.logged = trainer.step
-        loss = losses[trainer.step - 1] if trainer.step else None
-        progress = {"step": trainer.step, "steps": planned.steps, "tokens_per_second": tokens_per_second, "loss": loss,
-                    "world_size": self.world, "attempt": self.attempt, "time": now.isoformat()}  # fmt: skip
-        shards.write_bytes(checkpoints.run_directory(self.root, planned.run_id) / "progress.json", json.dumps(progress).encode())
+        self._show()
+
+    def _show(self) -> None:
+        """The progress file: where this run is, for people and for the share of workers that it gets."""
+        self._shown, self._shown_at = self.trainer.step, time.monotonic()
+        progress = {"step": self.trainer.step, "steps": self.planned.steps, "tokens_per_second": self._rate, "loss": self.trainer.seen_loss,
+                    "world_size": self.world, "attempt": self.attempt, "time": datetime.now(UTC).isoformat()}  # fmt: skip
+        journal.replace(self.home / "progress.json", progress)
 
 
 def publish(results: Results, checkpoint: checkpoints.Checkpoint) -> None:

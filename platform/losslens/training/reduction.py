@@ -1,0 +1,130 @@
+"""How gradients of micro-batches become the gradient of the global batch, over any number of ranks.
+
+`FixedPoint` is exact: every micro-batch's gradient is rounded once to a multiple of 2^-50 and summed as integers, and
+integer addition is associative. Micro-batches are the same at any world size, so the same weights come out to the last
+bit whether one worker computes them or four. `Plain` sums in floating point, as usual: faster, and rounding then follows
+the world size. In both the loss and a flag ride along in the gradients' one message.
+
+Legend: n gradient elements of the model.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+FRACTION_BITS = 50  # a step of 9e-16; gradients of a mean loss that matter to AdamW are above its eps of 1e-8
+LARGEST = 2.0**12  # of one micro-batch's gradient element or loss; sums of 2^13 still fit 63 bits; beyond it the run has diverged
+
+
+class Reduction(ABC):
+    """Call `add` after each micro-batch's backward pass, then `total` once."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._sizes = [p.numel() for p in parameters]
+
+    @abstractmethod
+    def add(self, loss: Tensor) -> None:
+        """Take one micro-batch's gradients from `.grad`, and its loss (a scalar): its part of the global batch's mean."""
+
+    @abstractmethod
+    def total(self, flag: bool) -> tuple[Tensor, Tensor]:
+        """Put the global gradient into `.grad`; (the global mean loss, how many ranks raised their flag), scalars."""
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._parameters if p.grad is not None]
+
+    def _flat(self) -> Tensor:
+        return torch.cat([g.flatten() for g in self._gradients()])
+
+
+class Plain(Reduction):
+    """Floating-point sums: autograd accumulates over micro-batches, one all-reduce sums over ranks."""
+
+    _loss: Tensor | None = None
+
+    def add(self, loss: Tensor) -> None:
+        """See `Reduction`; `.grad` keeps the running sum."""
+        self._loss = loss if self._loss is None else self._loss + loss
+
+    def total(self, flag: bool) -> tuple[Tensor, Tensor]:
+        """See `Reduction`."""
+        assert self._loss is not None
+        loss, self._loss = self._loss, None
+        raised = torch.full((), float(flag), device=loss.device)
+        if not _several_ranks():
+            return loss, raised
+        gradients = self._gradients()
+        message = torch.cat([*(g.flatten() for g in gradients), loss[None], raised[None]])
+        dist.all_reduce(message)
+        pieces = torch.split(message[:-2], self._sizes)
+        torch._foreach_copy_(gradients, [piece.view_as(g) for piece, g in zip(pieces, gradients, strict=True)])
+        return message[-2], message[-1]
+
+
+class FixedPoint(Reduction):
+    """Integer sums: the same bits at any world size. Twice the message of `Plain`, and eight bytes an element held."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        super().__init__(parameters)
+        # [n] gradients, then the loss, then counts: micro-batches out of range, flags raised.
+        self._sum = torch.zeros(sum(self._sizes) + 3, dtype=torch.int64, device=parameters[0].device)
+
+    def add(self, loss: Tensor) -> None:
+        """See `Reduction`; empties `.grad`."""
+        values = torch.cat([*(g.flatten() for g in self._gradients()), loss[None]])
+        for parameter in self._parameters:
+            parameter.grad = None
+        in_range = values.abs().max() < LARGEST  # False for NaN too, which has no integer
+        self._sum[:-2] += (values * 2.0**FRACTION_BITS).to(torch.int64)
+        self._sum[-2] += ~in_range
+
+    def total(self, flag: bool) -> tuple[Tensor, Tensor]:
+        """See `Reduction`; where a micro-batch was out of range, loss and gradients are NaN."""
+        self._sum[-1] = int(flag)
+        if _several_ranks():
+            dist.all_reduce(self._sum)
+        scale = torch.where(self._sum[-2] > 0, torch.nan, 2.0**-FRACTION_BITS)
+        values = self._sum[:-2].to(torch.float32) * scale
+        raised = self._sum[-1].clone()
+        self._sum.zero_()
+        for parameter, piece in zip(self._parameters, torch.split(values[:-1], self._sizes), strict=True):
+            parameter.grad = piece.view_as(parameter)
+        return values[-1], raised
+
+
+class Agreement:
+    """Whether any rank raised its flag at a step, read without making the device wait.
+
+    Every rank sees the same counts, so all act at the same step. On a device the count is read two steps late, when it has
+    long arrived; on a CPU at once.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._lag = 2 if device.type == "cuda" else 0
+        self._counts: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+
+    def reached(self, raised: Tensor) -> bool:
+        """Take this step's count (a scalar); whether the count of `lag` steps ago was above zero."""
+        if not self._lag:
+            return bool(raised > 0)
+        copy = torch.empty((), dtype=raised.dtype, pin_memory=True)
+        copy.copy_(raised, non_blocking=True)
+        event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._counts.append((copy, event))
+        if len(self._counts) <= self._lag:
+            return False
+        count, arrived = self._counts.popleft()
+        if arrived is not None:
+            arrived.synchronize()  # two steps are still queued behind it, so the device does not run dry
+        return bool(count > 0)
+
+
+def _several_ranks() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
