@@ -63,7 +63,7 @@ def own_checkpoint(directory: Path) -> Checkpoint | None:
 
 
 def verify_files(directory: Path) -> None:
-    """Every file the card lists (the trainer's own excepted) has the hash it lists, and no weights file is cut short.
+    """Every file the card lists has the hash it lists, and no weights file is cut short.
 
     Raises:
         DataMismatch: naming the file that is missing or not what was written.
@@ -71,8 +71,7 @@ def verify_files(directory: Path) -> None:
     """
     card = read_card(directory) or {}
     for name, expected in card.get("files", {}).items():
-        if not name.startswith("trainer/"):
-            _verify_hash(directory / name, expected)
+        _verify_hash(directory / name, expected)
     if not weight_files(directory):
         raise UserError(f"{directory} holds no model.safetensors", "save the weights as safetensors; pickles are not read")
     for file in weight_files(directory):

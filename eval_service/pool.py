@@ -1,7 +1,8 @@
 """A pool of Ray actors that score checkpoints while training goes on. The driver holds the queue; actors hold engines.
 
-An actor that dies is replaced and its assignment tried again, three times at most; then it is reported as failed and the
-rest goes on. Only small records come back: actors write their rows themselves.
+Actors are asked for as the queue needs them and get work once Ray has placed them, so one slot that is there scores
+everything while others may never come. An actor that dies is replaced and its assignment tried again, three times at
+most; then it is reported as failed and the rest goes on. Only small records come back: actors write their rows themselves.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from losslens.errors import EnvironmentFailure
 logger = logging.getLogger(__name__)
 
 MOST_ATTEMPTS = 3
+MOST_FAILED_STARTS = 10  # in a row: so many actors that die before they are ready are no accident
 _CLOSING_S = 20.0  # an engine gets this long to end its processes
 
 
@@ -34,16 +36,26 @@ class _Seat:
     """One actor, what it works on, and the shapes it has seen."""
 
     actor: Any
-    warm: set[str]
+    awaited: Any  # the future of what comes next: that it is placed and started, then each assignment's Finished; None: idle
+    placed: bool = False
+    warm: set[str] = field(default_factory=set)
     assignment: Assignment | None = None
-    answer: Any = None  # the future of the assignment's Finished
+
+    @property
+    def idle(self) -> bool:
+        return self.placed and self.assignment is None
+
+
+def seats_wanted(seats: int, working: int, waiting: int, most: int) -> int:
+    """How many seats there should be. One for each assignment, up to `most`; what is there stays warm."""
+    return max(seats, min(most, working + waiting))
 
 
 class ScoringPool:
     """Offer checkpoints as often as you like; each missing (checkpoint, task) is scored once.
 
     `options` are `ray.remote` options of one actor (`losslens.cluster.slots.Slots.scorer_options`); by default an
-    `eval_slot`. Not thread-safe.
+    `eval_slot`. There are never more than `actors`. Not thread-safe.
 
     Raises:
         UserError: a task that cannot be built, before any actor starts.
@@ -64,7 +76,8 @@ class ScoringPool:
         self._done = already_scored(results, engine)
         self._attempts: dict[str, int] = {}
         self._waiting: list[Assignment] = []
-        self._seats = [_Seat(self._actor(), set()) for _ in range(actors)]
+        self._seats: list[_Seat] = []
+        self._most_seats, self._failed_starts = actors, 0
 
     def offer(self, checkpoints: Iterable[Checkpoint]) -> int:
         """Queue what these checkpoints still lack; how many assignments that added."""
@@ -77,17 +90,32 @@ class ScoringPool:
     @property
     def unfinished(self) -> int:
         """Assignments that wait or are being worked on."""
-        return len(self._waiting) + sum(seat.assignment is not None for seat in self._seats)
+        return len(self._waiting) + self._working
+
+    @property
+    def waiting_for_slots(self) -> int:
+        """Actors that are asked for and not there yet: their slot is taken, or its node has to come first."""
+        return sum(not seat.placed for seat in self._seats)
+
+    @property
+    def scorers(self) -> int:
+        """Actors that are there."""
+        return len(self._seats) - self.waiting_for_slots
 
     def poll(self, wait: float = 0.0) -> list[Finished]:
-        """What has ended since the last poll, waiting up to `wait` seconds for the first."""
-        busy = {seat.answer: seat for seat in self._seats if seat.assignment is not None}
-        if not busy:
+        """What has ended since the last poll, waiting up to `wait` seconds for the first event."""
+        awaited = {seat.awaited: seat for seat in self._seats if seat.awaited is not None}
+        if not awaited:
             return []
-        ready, _ = ray.wait(list(busy), timeout=wait)
-        if len(busy) > 1 and ready:
-            ready, _ = ray.wait(list(busy), num_returns=len(busy), timeout=0)
-        ended = [record for answer in ready if (record := self._collect(busy[answer])) is not None]
+        ready, _ = ray.wait(list(awaited), timeout=wait)
+        if len(awaited) > 1 and ready:
+            ready, _ = ray.wait(list(awaited), num_returns=len(awaited), timeout=0)
+        ended: list[Finished] = []
+        for seat in (awaited[future] for future in ready):
+            if not seat.placed:
+                ended += self._started(seat)
+            elif record := self._collect(seat):
+                ended.append(record)
         self._dispatch()
         return ended
 
@@ -102,44 +130,77 @@ class ScoringPool:
     def close(self) -> None:
         """Let every engine end its processes, then end the actors. What waits is dropped."""
         self._waiting.clear()
-        idle = [seat.actor.close.remote() for seat in self._seats if seat.assignment is None]
+        idle = [seat.actor.close.remote() for seat in self._seats if seat.idle]
         ray.wait(idle, num_returns=len(idle), timeout=_CLOSING_S) if idle else None
-        for seat in self._seats:
-            ray.kill(seat.actor)
-        self._seats.clear()
+        for seat in list(self._seats):
+            self._leave(seat)
 
-    def _actor(self) -> Any:
+    @property
+    def _working(self) -> int:
+        return sum(seat.assignment is not None for seat in self._seats)
+
+    def _seat(self) -> _Seat:
         environment = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
         # Not restarted by Ray: calls to an actor that is restarting fail at once, calls to a new one wait for it.
         decorate: Any = ray.remote
-        return decorate(max_restarts=0, runtime_env=environment, **self._options)(Scorer).remote(*self._settings)
+        actor = decorate(max_restarts=0, runtime_env=environment, **self._options)(Scorer).remote(*self._settings)
+        return _Seat(actor, awaited=actor.__ray_ready__.remote())
+
+    def _leave(self, seat: _Seat) -> None:
+        self._seats.remove(seat)
+        ray.kill(seat.actor)
 
     def _dispatch(self) -> None:
+        """Hand out what waits, and see to it that there are as many seats as that needs."""
         for seat in self._seats:
-            if seat.assignment is None and self._waiting:
+            if seat.idle and self._waiting:
                 elsewhere = set().union(*(other.warm for other in self._seats if other is not seat))
                 seat.assignment = next_for(self._waiting, seat.warm, elsewhere)
                 self._waiting.remove(seat.assignment)
                 seat.warm.add(seat.assignment.checkpoint.shape)
-                seat.answer = seat.actor.score.remote(seat.assignment)
+                seat.awaited = seat.actor.score.remote(seat.assignment)
+        missing = seats_wanted(len(self._seats), self._working, len(self._waiting), self._most_seats) - len(self._seats)
+        self._seats += [self._seat() for _ in range(missing)]
+        if not self.unfinished:  # nobody needs a node that has not come yet
+            for seat in [seat for seat in self._seats if not seat.placed]:
+                self._leave(seat)
+
+    def _started(self, seat: _Seat) -> list[Finished]:
+        """Take note that an actor is ready or died on the way; what waits is given up when none ever gets there."""
+        try:
+            ray.get(seat.awaited)
+        except RayError as error:
+            self._leave(seat)
+            self._failed_starts += 1
+            logger.warning("a scorer did not start (%d of %d in a row): %s", self._failed_starts, MOST_FAILED_STARTS, _first_line(error))
+            return self._give_up(f"no scorer starts: {_first_line(error)}") if self._failed_starts == MOST_FAILED_STARTS else []
+        seat.placed, seat.awaited = True, None
+        self._failed_starts = 0
+        return []
+
+    def _give_up(self, why: str) -> list[Finished]:
+        """Everything that waits, as failed; what is offered later is tried afresh."""
+        given_up, self._waiting, self._failed_starts = self._waiting, [], 0
+        return [
+            Finished(a.checkpoint.checkpoint_id, a.tasks, attempts=0, error=_failure(a.checkpoint.checkpoint_id, why)) for a in given_up
+        ]
 
     def _collect(self, seat: _Seat) -> Finished | None:
         """The record of a seat whose future is ready; None when its assignment goes back to the queue."""
         assignment = seat.assignment
         assert assignment is not None
-        seat.assignment = None
+        answer, seat.awaited, seat.assignment = seat.awaited, None, None
         checkpoint_id = assignment.checkpoint.checkpoint_id
         attempts = self._attempts[checkpoint_id] = self._attempts.get(checkpoint_id, 0) + 1
         try:
-            record: Finished = ray.get(seat.answer)
+            record: Finished = ray.get(answer)
             again = isinstance(record.error, EngineDied)
         except RayTaskError as error:  # a fault of ours inside a living actor: trying again gives the same
             record = Finished(checkpoint_id, assignment.tasks, error=_failure(checkpoint_id, str(error.cause or error)))
             again = False
         except RayError as error:
-            logger.warning("the scorer of %s died (attempt %d of %d): %s", checkpoint_id, attempts, MOST_ATTEMPTS, error)
-            ray.kill(seat.actor)
-            seat.actor, seat.warm = self._actor(), set()
+            logger.warning("the scorer of %s died (attempt %d of %d): %s", checkpoint_id, attempts, MOST_ATTEMPTS, _first_line(error))
+            self._leave(seat)
             record = Finished(checkpoint_id, assignment.tasks, error=_failure(checkpoint_id, "its scorer died, often for lack of memory"))
             again = True
         if again and attempts < MOST_ATTEMPTS:
@@ -147,6 +208,11 @@ class ScoringPool:
             return None
         self._attempts.pop(checkpoint_id)
         return replace(record, attempts=attempts)
+
+
+def _first_line(error: RayError) -> str:
+    """What happened; Ray's advice follows on further lines."""
+    return str(error).strip().partition("\n")[0]
 
 
 def _failure(checkpoint_id: str, why: str) -> EnvironmentFailure:

@@ -6,6 +6,7 @@ pyarrow and transformers. Whatever goes wrong is turned into an exit code in one
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -33,6 +34,9 @@ class _Verbs(TyperGroup):
             if failure is None:
                 raise
             failure.print(error if ctx.params.get("debug") else None)
+            if isinstance(error, KeyboardInterrupt):
+                sys.stderr.flush()
+                os._exit(failure.exit_code)  # not waiting for Ray: see `cluster.connect.connected`
             raise typer.Exit(failure.exit_code) from error
 
 
@@ -123,6 +127,34 @@ def _pretrain(
     pretrain(spec, _into(spec, results), size, seed)
 
 
+@app.command("sweep")
+def _sweep(
+    study: Study,
+    sizes: Annotated[list[str], typer.Option("--size", metavar="S", help="The size to tune; may be given again.")],
+    params: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param", metavar="KEY=SPACE", help="log:LOW:HIGH, uniform:LOW:HIGH, int:LOW:HIGH or choice:A,B (default: the learning rate)."
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=2, help="Runs per size; more keep the first ones.")] = 8,
+    grace: Annotated[float, typer.Option("--grace", help="No run stops before: a share of the budget, or steps from 1 on.")] = 0.25,
+    reduction: Annotated[int, typer.Option("--reduction", min=2, help="One of so many goes on, at so many times the tokens.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the values that are tried; the runs have the study's.")] = 0,
+    overrides: Overrides = None,
+    results: Into = None,
+    format: AsFormat = Format.table,
+) -> None:
+    """Tune the learning rate, or any key, of a size; poor runs are stopped early."""
+    spec = _spec(study, overrides)
+    from jobs.sweep import Halving, require_all_ended, sweep
+
+    halving = Halving(grace, reduction)
+    rows = sweep(study, overrides or (), _into(spec, results), sizes, params or (), samples=samples, seed=seed, halving=halving)
+    show(rows, format)
+    require_all_ended(rows)
+
+
 @app.command("evaluate")
 def _evaluate(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A study's results, a directory of checkpoints or a Hugging Face model.")],
@@ -201,9 +233,12 @@ def _report(
 @app.command("status")
 def _status(results: Results = Path("results"), format: AsFormat = Format.table) -> None:
     """What runs, and how far scoring is behind training."""
-    from jobs.status import status
+    from jobs.status import SHOWN, headline, status
 
-    show(status(results), format)
+    rows = status(results)
+    if format is Format.table:
+        print(headline(results), file=sys.stderr)
+    show(rows, format, columns=SHOWN)
 
 
 @app.command("doctor")
@@ -218,6 +253,20 @@ def _doctor(format: AsFormat = Format.table) -> None:
     show([asdict(finding) for finding in findings], format)
     if missing := [finding.what for finding in findings if finding.required and not finding.ok]:
         raise EnvironmentFailure(f"this machine lacks what losslens needs: {', '.join(missing)}", "see the remedies above")
+
+
+@app.command("drain-watcher")
+def _drain_watcher(
+    source: Annotated[str, typer.Option("--source", metavar="aws|gcp|file:PATH", help="Who gives notice: a cloud or a file.")],
+    endpoint: Annotated[str | None, typer.Option("--endpoint", metavar="URL", help="Where the metadata service is, if elsewhere.")] = None,
+    address: Annotated[str | None, typer.Option("--address", metavar="HOST:PORT", help="The cluster (default: the node's).")] = None,
+    node_id: Annotated[str | None, typer.Option("--node-id", metavar="HEX", help="The node (default: this machine's).")] = None,
+    every: Annotated[float, typer.Option("--every", metavar="SECONDS", min=0.1, help="How often to ask.")] = 2.0,
+) -> None:
+    """Drain this machine's node of Ray when a cloud is about to take the machine back."""
+    from jobs.watch_drain import watch_drain
+
+    watch_drain(source, endpoint, address, node_id, every)
 
 
 def _spec(study: str, overrides: list[str] | None) -> StudySpec:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 EVERY_S = 15.0  # between two lines of one piece of work when nobody watches a terminal
@@ -45,7 +46,7 @@ class Board:
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self._console.print(f"[dim]{time.monotonic() - self._started:6.1f}s[/dim] {text}", highlight=False, soft_wrap=True)
+        self._console.print(f"[dim]{time.monotonic() - self._started:6.1f}s[/dim] {escape(text)}", highlight=False, soft_wrap=True)
 
     def _line(self, name: str, done: float, total: float, note: str) -> None:
         when, before = self._printed.get(name, (-EVERY_S, -1.0))

@@ -42,7 +42,7 @@ class Scoring:
         for record in self._pool.poll(wait):
             self._take(record)
         if self._queued:
-            self._board.show(self._label, self._done, self._queued, "checkpoints")
+            self._board.show(self._label, self._done, self._queued, _note(self._pool))
         return self._pool.unfinished > 0
 
     def close(self) -> None:
@@ -57,6 +57,13 @@ class Scoring:
         elif record.engine not in self._said:
             self._said.add(record.engine)
             self._board.say(f"{self._label} with {record.engine}: {record.reason}")
+
+
+def _note(pool: ScoringPool) -> str:
+    """What the bar counts, and why it may stand still."""
+    if pool.unfinished and not pool.scorers and pool.waiting_for_slots:
+        return "checkpoints, no scorer has a slot yet"
+    return "checkpoints"
 
 
 def checkpoint_directories(results: Path, runs: Sequence[PlannedRun]) -> list[Path]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from jobs.cluster_view import ClusterView
 from jobs.progress import Board
 from losslens.cluster.slots import Slots
 from losslens.errors import TrainingDiverged
 from losslens.families import PlannedRun
 from losslens.specs import StudySpec
+from losslens.training import journal
 from losslens.training.checkpoint import RECORD, run_directory
 from losslens.training.worker import Outcome
 
@@ -30,6 +32,25 @@ def next_runs(waiting: Sequence[PlannedRun], active: int, train_slots: int, min_
     return sorted(waiting, key=lambda run: -run.flops)[:room]
 
 
+def told(event: dict[str, Any]) -> str:
+    """An event of a run's journal in words; empty for those that only measurements need."""
+    match event["event"]:
+        case "waiting":
+            return f"waits: {event['why']}"
+        case "failed":
+            what = "a worker or its node went away" if event["fault"] == "lost" else event["cause"]
+            return f"failed: {what}" + ("; it starts again" if event["again"] else "")
+        case "resize":
+            return f"saved to {event['reason']}: {event['world_size']} -> {event['share']} workers"
+        case "save":
+            return "its node drains and there is no other slot: its state is saved, and it goes on"
+        case "damaged":
+            return f"leaves out the state of step {event['step']:,}, which does not match its hashes"
+        case "resumed" if event["step"]:
+            return f"resumes from step {event['step']:,} with {event['world_size']} workers"
+    return ""
+
+
 class Training:
     """Runs in flight. Each has a thread of the driver that waits in `elastic.fit`; call `advance` now and then."""
 
@@ -40,6 +61,8 @@ class Training:
         self._threads: dict[str, threading.Thread] = {}
         self._outcomes: dict[str, Outcome] = {}
         self._errors: dict[str, Exception] = {}
+        self._told: dict[str, int] = {}
+        self._view = ClusterView(results, runs)
         for run in runs:
             if run not in self._waiting:
                 board.show(f"train {run.label}", run.steps, run.steps, "done before")
@@ -49,13 +72,16 @@ class Training:
         active = [run_id for run_id, thread in self._threads.items() if thread.is_alive()]
         for run in next_runs(self._waiting, len(active), self._slots.train, self._spec.cluster.workers[0]):
             self._waiting.remove(run)
+            self._told[run.run_id] = len(journal.events(self._home(run)))
             thread = threading.Thread(target=self._fit, args=(run,), name=run.run_id, daemon=True)
             self._threads[run.run_id] = thread
             thread.start()
             active.append(run.run_id)
         for run in self._runs:
             if run.run_id in self._threads:
+                self._tell(run)
                 self._show(run)
+        self._view.refresh()
         return bool(active or self._waiting)
 
     def wait(self) -> None:
@@ -90,12 +116,23 @@ class Training:
         except Exception as error:  # a thread has nobody to raise to: whoever asks for `errors` gets it
             self._errors[run.run_id] = error
 
+    def _home(self, run: PlannedRun) -> Path:
+        return run_directory(self._results, run.run_id)
+
+    def _tell(self, run: PlannedRun) -> None:
+        """What happened to the run since the last look, one line each."""
+        events = journal.events(self._home(run))
+        for event in events[self._told[run.run_id] :]:
+            if line := told(event):
+                self._board.say(f"train {run.label} {line}")
+        self._told[run.run_id] = len(events)
+
     def _show(self, run: PlannedRun) -> None:
-        try:
-            state = json.loads((run_directory(self._results, run.run_id) / "progress.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        state = journal.state(self._home(run) / "progress.json")
+        if not state:
             return  # not begun
-        loss = "" if state["loss"] is None else f"loss {state['loss']:.3f}, {state['tokens_per_second']:,.0f} tokens/s, "
+        loss = "" if state["loss"] is None else f"loss {state['loss']:.3f}, "
+        loss += "" if state["tokens_per_second"] is None else f"{state['tokens_per_second']:,.0f} tokens/s, "
         note = f"{loss}world size {state['world_size']}"
         self._board.show(f"train {run.label}", state["step"], run.steps, note)
 
