@@ -1,8 +1,9 @@
 # Every target makes .venv ready first, which takes no time when nothing changed.
 PY := .venv/bin/python
 READY := .venv/.ready
+N := 20
 
-.PHONY: setup demo test check bench golden clean
+.PHONY: setup demo test check bench chaos golden clean
 
 setup: $(READY)
 
@@ -22,6 +23,9 @@ check: $(READY)
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	$(PY) -m pytest -q tests/unit/test_house.py
+
+chaos: $(READY)
+	$(PY) tests/bench/chaos.py --faults $(N)
 
 bench: $(READY)
 	set -e; for script in tests/bench/bench_*.py; do echo "== $$script"; $(PY) "$$script"; done

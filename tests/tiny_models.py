@@ -32,7 +32,7 @@ def tiny_model(directory: Path, architecture: str = "paper", seed: int = 0, seq_
         for name, weight in module.named_parameters():
             if "lm_head" in name or "embed_out" in name:
                 weight.mul_(20)
-    write_hugging_face(directory, hugging_face_state(module, module.state_dict(), shape), shape, tokenizer, eos)
+    write_hugging_face(directory, hugging_face_state(module.state_dict(), shape), shape, tokenizer, eos)
     return directory
 
 

@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=8.0)
     parser.add_argument("--vocabulary", type=int, default=4096)
     given = parser.parse_args()
-    ray.init(num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         print(f"{'format':10}{'MB':>8}{'total s':>9}{'pack s':>8}{'MB/s':>8}{'driver MB':>11}{'worker MB':>11}{'Mtokens':>9}")
         for kind in ("parquet", "jsonl.gz"):

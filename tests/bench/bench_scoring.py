@@ -103,7 +103,7 @@ def random_word_model(directory: Path) -> Path:
     wrap: Any = PreTrainedTokenizerFast  # untyped in transformers
     wrap(tokenizer_object=tokenizer, eos_token="w0").save_pretrained(directory)
     module = build(SHAPE, seed=0)
-    write_hugging_face(directory, hugging_face_state(module, module.state_dict(), SHAPE), SHAPE, directory / "none", 0)
+    write_hugging_face(directory, hugging_face_state(module.state_dict(), SHAPE), SHAPE, directory / "none", 0)
     return directory
 
 

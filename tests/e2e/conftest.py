@@ -30,6 +30,7 @@ family:
     - {name: m, d_model: 64, d_ffn: 176, heads: 2, kv_heads: 1, layers: 3, tokens: 600k}
 training:
   global_batch: 4
+  micro_batch: 2
   optimizer: {name: adamw, lr: 3e-3}
   schedule: {name: wsd, warmup_steps: 20, average: 0.9}
   precision: float32

@@ -17,10 +17,11 @@ import psutil
 import pytest
 
 from losslens.results import Results
+from tests.nodes import wait_for
 
 REPO = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
-SIZES = "[{name: s, d_model: 32, d_ffn: 96, heads: 2, kv_heads: 1, layers: 2, tokens: 80k}]"
+SIZES = "[{name: s, d_model: 32, d_ffn: 96, heads: 2, kv_heads: 1, layers: 2, tokens: 200k}]"
 SMALL = {
     "family.sizes": SIZES,
     "evaluation.tasks": "[skill_copy]",
@@ -66,19 +67,46 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
             shutil.rmtree(sockets, ignore_errors=True)
 
 
-def test_a_submitted_study_does_what_the_command_line_does(head: dict[str, str], tmp_path: Path) -> None:
+class Submitter:
+    """`ray job submit` with the study and the settings of this test, as often as wanted."""
+
+    def __init__(self, head: dict[str, str], results: Path) -> None:
+        settings = [argument for key, value in SMALL.items() for argument in ("--set", f"{key}={value}")]
+        self.entry = ["python", "jobs/study.py", "demo", "--results", str(results), *settings]
+        self.environment = head | {"RAY_ADDRESS": head["RAY_API_SERVER_ADDRESS"]}
+
+    def submit(self, *options: str) -> subprocess.CompletedProcess[str]:
+        command = [RAY, "job", "submit", "--working-dir", ".", *options, "--", *self.entry]
+        for _ in range(60):  # the dashboard comes up before the agent that starts jobs
+            ended = subprocess.run(command, cwd=REPO, env=self.environment, capture_output=True, text=True, timeout=300, check=False)
+            if "Failed to connect" not in ended.stderr and "No available agent" not in ended.stderr:
+                break
+            time.sleep(1)
+        return ended
+
+
+def drivers(results: Path) -> list[psutil.Process]:
+    """The job's own processes: `python jobs/study.py ...`, wherever Ray put them."""
+    every = [process for process in psutil.process_iter(["cmdline"]) if str(results) in (process.info["cmdline"] or [])]
+    return [process for process in every if "submit" not in process.info["cmdline"]]
+
+
+def test_a_submitted_study_whose_driver_was_killed_resumes_when_it_is_submitted_again(head: dict[str, str], tmp_path: Path) -> None:
     results = tmp_path / "results"
-    settings = [argument for key, value in SMALL.items() for argument in ("--set", f"{key}={value}")]
-    entry = ["python", "jobs/study.py", "demo", "--results", str(results), *settings]
-    submit = [RAY, "job", "submit", "--working-dir", ".", "--", *entry]
-    environment = {name: value for name, value in head.items() if name != "RAY_ADDRESS"} | {"RAY_ADDRESS": head["RAY_API_SERVER_ADDRESS"]}
-    for _ in range(60):  # the dashboard comes up before the agent that starts jobs
-        ended = subprocess.run(submit, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        if "Failed to connect" not in ended.stderr and "No available agent" not in ended.stderr:
-            break
-        time.sleep(1)
+    job = Submitter(head, results)
+    first = job.submit("--no-wait")
+    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
+    wait_for(lambda: list(results.glob("checkpoints/*/state/step-*/losslens.json")), 200, "a saved state")
+    for process in drivers(results):
+        process.kill()
+    begun = len(list(results.glob("checkpoints/*/step-*/losslens.json")))
+    assert begun < 3, "the study is too short to be killed: lengthen it"
+
+    ended = job.submit()
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     assert "succeeded" in ended.stdout
     assert str(results / "report.html") in ended.stdout
     (found,) = Results(results).query("SELECT count(DISTINCT checkpoint_id) AS n FROM scores").to_pylist()
     assert found["n"] == 3
+    (attempts,) = results.glob("checkpoints/*/attempts")
+    assert attempts.read_text() == "2"

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 import ray
 
 from losslens.corpus import PackedCorpus, chunks
+from losslens.corpus import feed as feeds
 from losslens.corpus.feed import direct, windows
 from losslens.corpus.pack import build
 from losslens.errors import DataMismatch, UserError
@@ -91,17 +93,25 @@ def test_gather_gives_the_row_that_the_order_names(mixed: PackedCorpus) -> None:
         assert np.array_equal(rows[source == s], every[row[source == s]])
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("cursor", [0, 77])
-def test_the_two_feeds_are_equal(mixed: PackedCorpus, world: int, cursor: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("losslens.corpus.feed.MOST_STEPS", 7)
+class AtOnce(ThreadPoolExecutor):
+    """An executor that has done its work when `submit` returns."""
+
+    def submit(self, work: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(work(*arguments, **named))
+        return done
+
+
+@pytest.mark.parametrize(("world", "unit", "cursor"), [(1, 1, 0), (2, 3, 77), (3, 2, 77), (4, 2, 0)])
+def test_the_two_feeds_are_equal(mixed: PackedCorpus, world: int, unit: int, cursor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "ThreadPoolExecutor", AtOnce)  # all but the first steps come through Ray Data
+    monkeypatch.setattr(feeds, "MOST_STEPS", 7)
+    monkeypatch.setattr(feeds, "_DIRECT_STEPS", 2)
     batch, steps = 7, 20
     by_rank = []
     for rank in range(world):
-        read = [
-            np.stack(list(feed(mixed.dir, 1, cursor=cursor, steps=steps, global_batch=batch, rank=rank, world=world)))
-            for feed in (windows, direct)
-        ]
+        share: dict[str, int] = {"cursor": cursor, "steps": steps, "global_batch": batch, "rank": rank, "world": world, "unit": unit}
+        read = [np.stack(list(feed(mixed.dir, 1, **share))) for feed in (windows, direct)]
         assert np.array_equal(read[0], read[1])
         assert read[0].dtype == np.int64
         by_rank.append(read[0])

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 import ray
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from eval_service.checkpoints import Checkpoint, own_checkpoint
-from eval_service.pool import MOST_ATTEMPTS, ScoringPool
+from eval_service.pool import MOST_ATTEMPTS, ScoringPool, seats_wanted
 from eval_service.scorer import Finished, Questions, already_scored
+from losslens.cluster.slots import EVAL
 from losslens.errors import DataMismatch, EnvironmentFailure, UserError
 from losslens.results import Results
 from tests.tiny_models import tiny_checkpoint
@@ -19,6 +23,7 @@ from tests.tiny_models import tiny_checkpoint
 REPO = Path(__file__).parents[2]
 QUESTIONS = Questions(("skill_copy", "cloze_far"), limit=4)
 OPTIONS: dict[str, object] = {"num_cpus": 0.1}
+SLOT: dict[str, object] = {"num_cpus": 0.1, "resources": {EVAL: 1}}
 PATIENCE = 120.0  # seconds
 
 
@@ -26,7 +31,12 @@ PATIENCE = 120.0  # seconds
 def small_ray() -> Iterator[None]:
     paths = f"{REPO / 'platform'}{os.pathsep}{REPO}"
     ray.init(
-        num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}}
+        num_cpus=2,
+        resources={EVAL: 1},
+        include_dashboard=False,
+        configure_logging=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": paths}},
     )
     yield
     ray.shutdown()
@@ -66,11 +76,14 @@ def test_everything_offered_is_scored_once_and_a_broken_checkpoint_blocks_nothin
 def test_a_killed_scorer_is_replaced_and_its_assignment_tried_again(tmp_path: Path) -> None:
     pool = ScoringPool(tmp_path / "results", QUESTIONS, "fake", actors=2, options=OPTIONS)
     pool.offer(fakes(tmp_path, 6))
-    victim = pool._seats[0]
+    ended: list[Finished] = []
+    while not (working := [seat for seat in pool._seats if seat.assignment is not None]):
+        ended += pool.poll(wait=PATIENCE)
+    victim = working[0]
     assert victim.assignment is not None
     killed = victim.assignment.checkpoint.checkpoint_id
     ray.kill(victim.actor)
-    records = {record.checkpoint_id: record for record in pool.drain(PATIENCE)}
+    records = {record.checkpoint_id: record for record in [*ended, *pool.drain(PATIENCE)]}
     pool.close()
     assert len(records) == 6
     assert all(record.error is None for record in records.values())
@@ -84,14 +97,57 @@ def test_a_checkpoint_that_always_kills_its_scorer_is_given_up(tmp_path: Path) -
     pool.offer([first, second])
     ended: list[Finished] = []
     while not ended:
-        seat = pool._seats[0]
-        if seat.assignment is not None and seat.assignment.checkpoint == first:
-            ray.kill(seat.actor)
+        for seat in pool._seats:
+            if seat.assignment is not None and seat.assignment.checkpoint == first:
+                ray.kill(seat.actor)
         ended = pool.poll(wait=PATIENCE)
     assert (ended[0].checkpoint_id, ended[0].attempts) == (first.checkpoint_id, MOST_ATTEMPTS)
     assert isinstance(ended[0].error, EnvironmentFailure)
     assert [record.error for record in pool.drain(PATIENCE)] == [None]
     pool.close()
+
+
+def test_one_slot_scores_everything_while_other_seats_never_come(tmp_path: Path) -> None:
+    pool = ScoringPool(tmp_path / "results", QUESTIONS, "fake", actors=3, options=SLOT)
+    assert (pool.scorers, pool.waiting_for_slots) == (0, 0)  # nothing to do: nobody is asked for
+    pool.offer(fakes(tmp_path, 8))
+    assert (pool.scorers, pool.waiting_for_slots) == (0, 3)
+    ended: list[Finished] = []
+    seen = set()
+    while pool.unfinished:
+        ended += pool.poll(wait=PATIENCE)
+        seen.add((pool.scorers, pool.waiting_for_slots))
+    assert {(scorers, waiting) for scorers, waiting in seen if scorers} == {(1, 2), (1, 0)}  # asked for until all is done
+    assert len(ended) == 8
+    assert {(record.attempts, record.error) for record in ended} == {(1, None)}
+    pool.close()
+
+
+def test_without_any_slot_scoring_waits_and_nothing_fails(tmp_path: Path) -> None:
+    pool = ScoringPool(tmp_path / "results", QUESTIONS, "fake", actors=2, options={"num_cpus": 0.01, "resources": {"nowhere": 1}})
+    pool.offer(fakes(tmp_path, 1))
+    for _ in range(5):
+        assert pool.poll(wait=0.2) == []
+        assert (pool.unfinished, pool.scorers, pool.waiting_for_slots) == (1, 0, 1)  # one assignment asks for one seat
+    pool.close()
+    assert (pool.unfinished, pool.waiting_for_slots) == (0, 0)
+
+
+def test_scorers_that_never_start_end_in_a_failure_not_in_a_wait(tmp_path: Path) -> None:
+    unusable: dict[str, object] = {**OPTIONS, "scheduling_strategy": NodeAffinitySchedulingStrategy("e" * 56, soft=False)}
+    pool = ScoringPool(tmp_path / "results", QUESTIONS, "fake", actors=1, options=unusable)
+    pool.offer(fakes(tmp_path, 2))
+    ended = pool.drain(PATIENCE)
+    assert [type(record.error) for record in ended] == [EnvironmentFailure] * 2
+    assert "no scorer starts" in str(ended[0].error)
+    pool.close()
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(1, 9))
+def test_seats_follow_the_queue(seats: int, working: int, waiting: int, most: int) -> None:
+    wanted = seats_wanted(seats, working, waiting, most)
+    assert wanted >= seats  # what is warm stays
+    assert wanted == seats or wanted == min(most, working + waiting)
 
 
 def test_what_cannot_be_asked_is_refused_before_any_actor_starts(tmp_path: Path) -> None:

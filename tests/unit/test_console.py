@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.console import Format, human, show
+from jobs.progress import Board
 
 ROWS = [
     {"size": "1B", "tokens": 2_999_999_987_712, "lr": 3e-4, "seen": None},
@@ -78,3 +79,8 @@ def test_shortened_integers_keep_three_digits(value: int) -> None:
     text = human(value)
     scale = {"M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1])
     assert (float(text[:-1]) * scale if scale else float(text)) == pytest.approx(value, rel=5.01e-3)
+
+
+def test_what_is_said_is_not_read_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    Board().say("train s failed: [/build/gloo/pair.cc:537] Read error [127.0.0.1]:60820; it starts again")
+    assert "[/build/gloo/pair.cc:537] Read error [127.0.0.1]:60820" in capsys.readouterr().err

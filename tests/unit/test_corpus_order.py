@@ -55,12 +55,15 @@ def test_whole_epochs_are_exact() -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 65), st.integers(0, 10**7), st.integers(1, 5), st.data())
 def test_any_world_size_sees_the_same_samples(batch: int, cursor: int, steps: int, data: st.DataObject) -> None:
-    world = data.draw(st.integers(1, batch))
+    unit = data.draw(st.integers(1, batch))
+    world = data.draw(st.integers(1, -(-batch // unit)))
     alone = batch_positions(cursor, batch, range(steps), 0, 1).reshape(steps, batch)
-    ranks = [batch_positions(cursor, batch, range(steps), rank, world).reshape(steps, -1) for rank in range(world)]
+    ranks = [batch_positions(cursor, batch, range(steps), rank, world, unit).reshape(steps, -1) for rank in range(world)]
     assert np.array_equal(np.concatenate(ranks, axis=1), alone)
     assert np.array_equal(alone.reshape(-1), cursor + np.arange(steps * batch))
-    assert rank_slice(batch, world - 1, world)[1] == batch
+    slices = [rank_slice(batch, rank, world, unit) for rank in range(world)]
+    assert slices[-1][1] == batch
+    assert all(start % unit == 0 and start < stop for start, stop in slices)
 
 
 def test_locating_is_pointwise() -> None:

@@ -10,7 +10,21 @@ from losslens.specs import bundled, canonical_text, load_study
 from tests.conftest import Process
 
 Golden = Callable[[str, str], None]
-VERBS = ("plan", "run", "corpus", "pretrain", "evaluate", "sql", "thresholds", "correlations", "report", "status", "doctor")
+VERBS = (
+    "plan",
+    "run",
+    "corpus",
+    "pretrain",
+    "sweep",
+    "evaluate",
+    "sql",
+    "thresholds",
+    "correlations",
+    "report",
+    "status",
+    "doctor",
+    "drain-watcher",
+)
 
 
 @pytest.mark.parametrize("study", bundled())

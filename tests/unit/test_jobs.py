@@ -1,4 +1,4 @@
-"""Decisions of the jobs: which run starts next, who may write, what a cluster takes."""
+"""Decisions of the jobs: which run starts next, who may write."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.exclusive import exclusive
-from jobs.training import next_runs
-from losslens.cluster.slots import EVAL, TRAIN, slots_of
+from jobs.training import next_runs, told
 from losslens.errors import EnvironmentFailure, UserError
 from losslens.families import planned_runs
 from losslens.specs import load_study
@@ -25,28 +24,6 @@ def test_next_runs_fill_the_room_longest_first(active: int, slots: int, workers:
     chosen = next_runs(RUNS, active, slots, workers)
     assert len(chosen) == min(len(RUNS), max(0, slots // workers - active))
     assert [run.flops for run in chosen] == sorted((run.flops for run in RUNS), reverse=True)[: len(chosen)]
-
-
-def test_named_slots_are_taken_as_they_are() -> None:
-    slots = slots_of({"CPU": 2, TRAIN: 3, EVAL: 2}, wanted_train=1, wanted_eval=1, min_workers=1)
-    assert (slots.train, slots.eval) == (3, 2)
-    assert slots.worker_resources()[TRAIN] == 1
-    assert slots.scorer_options()["resources"] == {EVAL: 1}
-
-
-@given(st.integers(1, 64), st.integers(1, 8))
-def test_without_slots_workers_scorers_and_data_tasks_fit_the_cpus(cpus: int, wanted: int) -> None:
-    slots = slots_of({"CPU": cpus}, wanted_train=wanted, wanted_eval=2, min_workers=1)
-    scorer = float(str(slots.scorer_options()["num_cpus"])) * slots.eval
-    assert slots.train * (slots.worker_resources()["CPU"] + 0.25) + scorer <= cpus
-    assert 1 <= slots.train <= wanted
-
-
-@pytest.mark.parametrize("resources", [{"CPU": 8, TRAIN: 1, EVAL: 1}, {"CPU": 8, TRAIN: 2}, {"CPU": 1}])
-def test_a_cluster_that_is_too_small_is_refused(resources: dict[str, float]) -> None:
-    with pytest.raises(EnvironmentFailure) as failure:
-        slots_of(resources, wanted_train=2, wanted_eval=1, min_workers=2)
-    assert failure.value.remedy
 
 
 HOLDER = """
@@ -76,3 +53,20 @@ def test_a_results_directory_that_cannot_be_made_is_explained(tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentFailure, match="cannot be written"), exclusive(tmp_path / "file" / "results"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        ({"event": "waiting", "why": "needs 2 train slots, the cluster has 1"}, "waits: needs 2 train slots, the cluster has 1"),
+        ({"event": "failed", "fault": "lost", "cause": "gloo", "again": True}, "failed: a worker or its node went away; it starts again"),
+        ({"event": "failed", "fault": "known", "cause": "the disk is full", "again": False}, "failed: the disk is full"),
+        ({"event": "resize", "reason": "grow", "world_size": 1, "share": 2}, "saved to grow: 1 -> 2 workers"),
+        ({"event": "resumed", "step": 1200, "world_size": 2}, "resumes from step 1,200 with 2 workers"),
+        ({"event": "damaged", "step": 1300}, "leaves out the state of step 1,300, which does not match its hashes"),
+        ({"event": "resumed", "step": 0, "world_size": 2}, ""),
+        ({"event": "stepping", "step": 1}, ""),
+    ],
+)
+def test_what_the_board_says_of_a_run(event: dict[str, object], line: str) -> None:
+    assert told(event) == line

@@ -29,7 +29,7 @@ def save(directory: Path, of: Shape, seed: int = 3) -> torch.nn.Module:
     model = build(of, seed=seed)
     no_tokenizer = directory / "no-tokenizer"
     no_tokenizer.mkdir()
-    write_hugging_face(directory, hugging_face_state(model, model.state_dict(), of), of, no_tokenizer, 0)
+    write_hugging_face(directory, hugging_face_state(model.state_dict(), of), of, no_tokenizer, 0)
     return model
 
 
@@ -94,7 +94,7 @@ def test_export_and_import_are_inverse() -> None:
     for architecture in ("paper", "llama"):
         model = build(shape(architecture), seed=0)
         state = model.state_dict()
-        back = module_state(hugging_face_state(model, state, shape(architecture)), shape(architecture))
+        back = module_state(hugging_face_state(state, shape(architecture)), shape(architecture))
         assert back.keys() == state.keys()
         assert all(torch.equal(back[name], state[name]) for name in state)
 

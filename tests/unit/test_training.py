@@ -20,7 +20,7 @@ from losslens.models import build
 from losslens.specs import OptimizerSpec, ScheduleSpec, TrainingSpec
 from losslens.training import checkpoint as checkpoints
 from losslens.training.heldout import heldout_losses, window_loss
-from losslens.training.loop import Trainer, run
+from losslens.training.loop import Trainer, Watch, run
 from losslens.training.optimizers import Optimizers, orthogonalise
 from losslens.training.schedules import averaging_decay, multiplier
 from losslens.training.worker import load_state, state_of
@@ -30,7 +30,7 @@ SHAPE = Shape("paper", 61, 32, 96, 2, 1, 2, 24, 100.0, tie_embeddings=False)
 STEPS, BATCH = 60, 6
 
 
-def trainer(seed: int = 0, **changes: Any) -> Trainer:
+def trainer(seed: int = 0, micro_batch: int | None = None, **changes: Any) -> Trainer:
     spec = TrainingSpec(
         **{
             "global_batch": BATCH,
@@ -49,6 +49,7 @@ def trainer(seed: int = 0, **changes: Any) -> Trainer:
         global_batch=BATCH,
         seq_len=SHAPE.seq_len,
         device=torch.device("cpu"),
+        micro_batch=micro_batch,
     )
 
 
@@ -60,8 +61,8 @@ def batches(start: int = 0) -> Iterator[np.ndarray]:
         yield np.where(noise.random(rows.shape) < 0.1, noise.integers(0, 61, rows.shape), rows)
 
 
-def train(of: Trainer, save_at: frozenset[int] = frozenset()) -> list[float]:
-    run(of, batches(of.step), save_at, lambda rate: None)
+def train(of: Trainer) -> list[float]:
+    run(of, batches(of.step), Watch())
     return of.losses.tolist()
 
 
@@ -180,13 +181,19 @@ def write(root: Path, planned: PlannedRun, step: int) -> checkpoints.Checkpoint:
     weights = build(SHAPE, seed=step).state_dict()
     tokenizer = root / "tokenizer"
     tokenizer.mkdir(exist_ok=True)
-    return checkpoints.write(root, planned, step, weights, {"losses": torch.full((3,), float(step))}, [], tokenizer, 0)
+    checkpoints.write_state(root, planned, step, {"losses": torch.full((3,), float(step))})
+    return checkpoints.write(root, planned, step, weights, [], tokenizer, 0)
 
 
-def test_checkpoints_appear_whole_and_keep_two_states(tmp_path: Path, planned: PlannedRun) -> None:
+def resumable(root: Path, planned: PlannedRun) -> list[int]:
+    return [step for step, _ in checkpoints.states(root, planned.run_id)]
+
+
+def test_checkpoints_appear_whole_and_two_states_are_kept(tmp_path: Path, planned: PlannedRun) -> None:
     written = [write(tmp_path, planned, step) for step in (0, 10, 20, 30)]
     assert [c.step for c in checkpoints.completed(tmp_path, planned.run_id)] == [0, 10, 20, 30]
-    assert [checkpoints.read(c.path).resumable for c in written] == [False, False, True, True]
+    assert resumable(tmp_path, planned) == [30, 20]
+    assert checkpoints.saved_step(tmp_path, planned.run_id) == 30
     assert all(checkpoints.damage(c.path) is None for c in written)
     assert written[1].tokens == 10 * BATCH * 24
     assert written[1].flops == SHAPE.flops_per_token * written[1].tokens
@@ -196,14 +203,19 @@ def test_half_written_and_damaged_checkpoints_are_not_resumed_from(
     tmp_path: Path, planned: PlannedRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, planned, 10)
-    last = write(tmp_path, planned, 20)
-    (last.path.parent / ".tmp-step-00000030-dead" / "trainer").mkdir(parents=True)
-    state = last.path / "trainer" / "state.safetensors"
+    write(tmp_path, planned, 20)
+    last = checkpoints.state_directory(tmp_path, planned.run_id, 20)
+    (last.parent / ".tmp-step-00000030-dead").mkdir(parents=True)
+    (last.parent / "step-00000040").mkdir()  # being forgotten when a kill came
+    state = last / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-1] + b"?")
-    found = [step for step, _ in checkpoints.trainer_states(tmp_path, planned.run_id)]
-    assert found == [10]
+    assert resumable(tmp_path, planned) == [10]
     assert "does not match its hash" in caplog.text
     assert "step-00000020" in caplog.text
+    write(tmp_path, planned, 20)  # the resumed run comes to that step again
+    assert resumable(tmp_path, planned) == [20, 10]
+    write(tmp_path, planned, 40)
+    assert resumable(tmp_path, planned) == [40, 20]
 
 
 def test_a_full_disk_leaves_nothing_that_looks_complete(tmp_path: Path, planned: PlannedRun, monkeypatch: pytest.MonkeyPatch) -> None:
