@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ray.cluster_utils import Cluster
 
 from losslens.cluster.drain import Target, drain
 from losslens.cluster.notices import Notice
+from tests.ports import free_port
 
 # Of the head: a dead node is noticed after about 2 s, a frozen one after at most 6 s.
 HEALTH = {
@@ -66,7 +66,7 @@ class Machines:
     def __init__(self, eval_slots: int = 0) -> None:
         os.environ.update(HEALTH)
         resources = {"eval_slot": eval_slots} if eval_slots else {}
-        head = {"num_cpus": 4, "resources": resources, "include_dashboard": False, "dashboard_agent_listen_port": _free_port()}
+        head = {"num_cpus": 4, "resources": resources, "include_dashboard": False, "dashboard_agent_listen_port": free_port()}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = str(self._cluster.address)
         self.nodes: list[Machine] = []
@@ -151,9 +151,3 @@ def _title(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -87,3 +87,4 @@ def start(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[...,
         if command.process.poll() is None:
             os.killpg(command.process.pid, signal.SIGKILL)
             command.process.wait()
+        command.process.stdout.close()

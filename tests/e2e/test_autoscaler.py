@@ -1,4 +1,4 @@
-"""Ray's real autoscaler with fake nodes: they come up for a study and go away after it. Token authentication is on.
+"""Ray's real autoscaler with fake nodes: they come up for a study and go away when it ends. Token authentication is on.
 
 Ray's own `AutoscalingCluster` would end every other cluster on the machine (`ray stop --force`) and needs a file that is
 not in Ray's wheel, so the head is started here with the same provider and settings.
@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +26,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from jobs.status import status
 from losslens.errors import UserError
 from losslens.results import Results
-from tests.e2e.test_job import RAY, free_port
+from tests.e2e.test_job import RAY
+from tests.ports import free_port
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -106,8 +108,8 @@ def environment(environment: dict[str, str], tmp_path: Path) -> Iterator[dict[st
             shutil.rmtree(sockets, ignore_errors=True)
 
 
-# Two sizes that want more than the cluster can have, and a study that wishes for more than it can have.
-SIZES = "{name: s, d_model: 32, d_ffn: 96, heads: 2, kv_heads: 1, layers: 2, tokens: 400k}, "
+# Two sizes that want more than the cluster can have. The first lasts longer than the test, on any machine.
+SIZES = "{name: s, d_model: 32, d_ffn: 96, heads: 2, kv_heads: 1, layers: 2, tokens: 40M}, "
 SIZES += "{name: m, d_model: 32, d_ffn: 96, heads: 2, kv_heads: 1, layers: 2, tokens: 100k}"
 SETTINGS = (
     f"family.sizes=[{SIZES}]",
@@ -167,24 +169,19 @@ def rows(results: Path) -> list[dict[str, Any]]:
         return []
 
 
-def test_nodes_come_up_for_a_study_and_go_away_after_it(watch: Watch, study_file: Path, tmp_path: Path, start: Callable[..., Any]) -> None:
+def test_nodes_come_up_for_a_study_and_go_away_with_it(watch: Watch, study_file: Path, tmp_path: Path, start: Callable[..., Any]) -> None:
     results = tmp_path / "results"
     watch.wait_for((0, 0))
     study = start("run", study_file, "--results", results, *(word for setting in SETTINGS for word in ("--set", setting)))
     study.wait_for(lambda: any(row["waits_for"] for row in rows(results)), 240)  # for its first node
-    study.wait_for(lambda: any(row["world_size"] == row["train_slots"] == 2 for row in rows(results)), 240)
-    code, _, stderr = study.end()
-    assert code == 0, stderr
+    study.wait_for(lambda: any(row["state"] == "scored" for row in rows(results)), 240)  # the small one
+    study.wait_for(lambda: any(row["world_size"] == row["train_slots"] == 2 for row in rows(results)), 240)  # the other has both
+    code, _, stderr = study.end(signal.SIGINT)
+    assert code == 130, stderr
     seen = watch.seen()
     assert {train for train, _ in seen} >= {0, 1}
     assert max(train for train, _ in seen) <= 2
     assert {evaluate for _, evaluate in seen} == {0, 1}
-    (found,) = Results(results).query("SELECT count(DISTINCT checkpoint_id) AS n FROM scores").to_pylist()
-    assert found["n"] == 2 * 4
-    (log,) = (
-        Results(results)
-        .query("SELECT max(world_size) AS most, count(*) - count(DISTINCT (run_id, step)) AS twice FROM train_log")
-        .to_pylist()
-    )
-    assert log == {"most": 2, "twice": 0}
-    watch.wait_for((0, 0))
+    (log,) = Results(results).query("SELECT count(*) - count(DISTINCT (run_id, step)) AS twice FROM train_log").to_pylist()
+    assert log == {"twice": 0}
+    watch.wait_for((0, 0))  # though their driver ended without a word

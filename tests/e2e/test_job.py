@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 
 from losslens.results import Results
 from tests.nodes import wait_for
+from tests.ports import free_port
 
 REPO = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -31,12 +31,6 @@ SMALL = {
 }
 
 pytestmark = pytest.mark.timeout(400)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import socket
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from losslens.specs import OptimizerSpec, ScheduleSpec, TrainingSpec
 from losslens.training.loop import Trainer, Watch, run
 from losslens.training.optimizers import Optimizers
 from losslens.training.worker import load_state, state_of
+from tests.ports import free_port
 
 SHAPE = Shape("paper", 61, 32, 96, 2, 1, 2, 24, 100.0, tie_embeddings=False)
 OPTIMIZERS = ("adamw", "muon")
@@ -80,9 +80,7 @@ def train(home: Path, chain: list[tuple[int, int]]) -> None:
     home.mkdir()
     spawn = multiprocessing.get_context("spawn")
     for world, stop in chain:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
+        port = free_port()
         ranks = [spawn.Process(target=part, args=(home, stop, rank, world, port)) for rank in range(world)]
         for process in ranks:
             process.start()
