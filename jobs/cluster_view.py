@@ -6,7 +6,6 @@ A file and not a question to Ray: whoever asks may have no token, no route to th
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from losslens.cluster.slots import EVAL, TRAIN
-from losslens.corpus import shards
 from losslens.families import PlannedRun
+from losslens.training import journal
 
 EVERY_S = 2.0
 OLD = timedelta(seconds=60)  # a view older than this is of a study that no longer runs
@@ -43,7 +42,7 @@ class ClusterView:
             return
         with contextlib.suppress(OSError, RayError):
             content = look() | {"runs": self._runs, "time": datetime.now(UTC).isoformat()}
-            shards.write_bytes(self._file, json.dumps(content).encode())
+            journal.replace(self._file, content)
         self._due = time.monotonic() + EVERY_S
 
 
@@ -76,8 +75,5 @@ def counts(nodes: Sequence[SeenNode], free: Mapping[str, float], demands: Iterab
 
 def read_view(results: Path, now: datetime) -> dict[str, Any] | None:
     """The view of a job that runs now; None when none does, or none has looked yet."""
-    try:
-        view: dict[str, Any] = json.loads((results / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return view if now - datetime.fromisoformat(view["time"]) < OLD else None
+    view = journal.state(results / FILE)
+    return view if view and now - datetime.fromisoformat(view["time"]) < OLD else None

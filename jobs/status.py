@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from jobs.cluster_view import read_view
 from losslens.errors import UserError
 from losslens.results import Results
+from losslens.training.journal import state
 
 _RUNS = """
 SELECT r.run_id, r.study, r.size, r.seed, r.tokens_planned, max(c.tokens) AS tokens, count(DISTINCT c.checkpoint_id) AS checkpoints,
@@ -55,8 +55,9 @@ def status(results: Path) -> list[dict[str, Any]]:
     known = {run["run_id"] for run in begun}
     announced = [run for run in (view or {}).get("runs", ()) if run["run_id"] not in known]
     return [
-        describe(run, _read(results, run["run_id"], "progress.json"), _read(results, run["run_id"], "workers.json"), view)
+        describe(run, state(home / "progress.json"), state(home / "workers.json"), view)
         for run in [*begun, *announced]
+        for home in [results / "checkpoints" / run["run_id"]]
     ]
 
 
@@ -114,9 +115,3 @@ def headline(results: Path) -> str:
 def _and_more(text: str, counts: Mapping[str, int]) -> str:
     more: Sequence[str] = [f"{count} {what}" for what, count in counts.items() if count]
     return f"{text} ({', '.join(more)})" if more else text
-
-
-def _read(results: Path, run_id: str, name: str) -> dict[str, Any]:
-    file = results / "checkpoints" / run_id / name
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return content

@@ -38,11 +38,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The answer to one run: its workers now, why none, and which nodes drain until when (seconds since the epoch)."""
+    """The answer to one run: its workers now, why none, and which nodes drain."""
 
     share: int
     why: str
-    draining: Mapping[str, float | None]
+    draining: frozenset[str]
 
 
 class Shares:
@@ -112,7 +112,7 @@ class Allotter:
         slots = room if place.limit is None else min(room, place.limit)
         share, why = self._shares.share(demand, slots)
         self._orders.keep(max(0, min(self._shares.wanted(), place.most) - slots), place.need, self._nodes)
-        return Grant(share, why, {node.node_id: node.deadline for node in self._nodes if node.draining})
+        return Grant(share, why, frozenset(node.node_id for node in self._nodes if node.draining))
 
     def leave(self, run: str) -> None:
         """The run has ended."""

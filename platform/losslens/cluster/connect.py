@@ -44,18 +44,17 @@ def connected(spec: ClusterSpec) -> Iterator[Slots]:
         ray.init(**_options(spec))
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
         raise EnvironmentFailure(f"no connection to Ray: {error}", "check RAY_ADDRESS, or unset it to start Ray on this machine") from error
-    try:
-        present: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        most: dict[str, int] | None = state.get_max_resources_from_cluster_config()
-        yield slots_of(present, most, wanted_train=spec.train_slots, wanted_eval=spec.eval_slots, min_workers=spec.workers[0])
-    except KeyboardInterrupt:
-        # Threads of runs still wait for Ray: shut down under them, it would end the process with its own exit code. The process
-        # ends now in any case, and a local cluster with it.
-        raise
-    except BaseException:
-        ray.shutdown()
-        raise
-    ray.shutdown()
+    with contextlib.ExitStack() as stack:
+        stack.callback(ray.shutdown)
+        try:
+            present: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            most: dict[str, int] | None = state.get_max_resources_from_cluster_config()
+            yield slots_of(present, most, wanted_train=spec.train_slots, wanted_eval=spec.eval_slots, min_workers=spec.workers[0])
+        except KeyboardInterrupt:
+            # Threads of runs still wait for Ray: shut down under them, it would end the process with its own exit code. The
+            # process ends now in any case, and a local cluster with it.
+            stack.pop_all()
+            raise
 
 
 def in_ray_job() -> bool:

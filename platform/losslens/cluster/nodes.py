@@ -16,14 +16,13 @@ _PROBES = 32  # at once
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An alive node: what it offers in all, whether it drains, and until when (seconds since the epoch; None: unknown)."""
+    """An alive node: what it offers in all, and whether it drains."""
 
     node_id: str
     address: str
     port: int
     resources: Mapping[str, float]
     draining: bool = False
-    deadline: float | None = None
 
 
 def survey(*, probe: bool = False) -> tuple[Node, ...]:
@@ -40,7 +39,6 @@ def survey(*, probe: bool = False) -> tuple[Node, ...]:
             int(node["NodeManagerPort"]),
             node["Resources"],
             node["NodeID"] in draining,
-            draining[node["NodeID"]] / 1000 if draining.get(node["NodeID"]) else None,
         )
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]

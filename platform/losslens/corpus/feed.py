@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 WINDOW_BYTES = 16 << 20  # of a rank's rows: two windows are held at once
 MOST_STEPS = 2048
-_TASKS = 1  # gathering tasks of a window: each may start a process of its own, which takes seconds of CPU from the first steps
 _DIRECT_STEPS = 16  # gathered at once: finding rows costs more than reading them where batches are small
 
 
@@ -59,11 +58,6 @@ class _Share:
         positions = batch_positions(self.cursor, self.global_batch, range(first, stop), self.rank, self.world, self.unit)
         return corpus.gather(order, positions).reshape(stop - first, self.batch, corpus.seq_len + 1)
 
-    def read(self, first: int, stop: int) -> Iterator[Integers]:
-        """The same step by step, read in this process a few steps at a time."""
-        for start in range(first, stop, _DIRECT_STEPS):
-            yield from self.rows(start, min(start + _DIRECT_STEPS, stop))
-
 
 def direct(
     corpus_dir: Path, seed: int, *, cursor: int, steps: int, global_batch: int, rank: int, world: int, unit: int = 1
@@ -72,7 +66,9 @@ def direct(
 
     Ranks share each global batch of `global_batch` sequences in whole units of `unit` sequences (`order.rank_slice`).
     """
-    return _Share(str(corpus_dir), seed, cursor, global_batch, rank, world, unit).read(0, steps)
+    share = _Share(str(corpus_dir), seed, cursor, global_batch, rank, world, unit)
+    for first in range(0, steps, _DIRECT_STEPS):
+        yield from share.rows(first, min(first + _DIRECT_STEPS, steps))
 
 
 def windows(
@@ -117,18 +113,15 @@ def _window_steps(share: _Share) -> int:
 
 
 def _fetch(share: _Share, first: int, stop: int) -> list[NDArray[np.integer]]:
-    """The window's rows as blocks [steps, b, T + 1], in order; the executor has ended when they are here."""
-    each = -(-(stop - first) // _TASKS)
-    parts = [{"first": start, "stop": min(start + each, stop)} for start in range(first, stop, each)]
-    dataset = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
+    """The window's rows [steps, b, T + 1], gathered by one task: more would start more processes, which take seconds of CPU
+    from the first steps. The executor has ended when they are here."""
+    dataset = ray.data.from_items([{"first": first, "stop": stop}], override_num_blocks=1).map_batches(
         partial(_gather, share),
         batch_size=None,
         num_cpus=0,  # a CPU asked for here might be held by the very training that waits for these rows
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
     )
-    dataset = quiet(dataset)
-    dataset.context.execution_options.preserve_order = True
-    return [block["rows"] for block in dataset.iter_batches(batch_size=None, batch_format="numpy")]
+    return [block["rows"] for block in quiet(dataset).iter_batches(batch_size=None, batch_format="numpy")]
 
 
 def quiet(dataset: ray.data.Dataset) -> ray.data.Dataset:
@@ -141,8 +134,7 @@ def quiet(dataset: ray.data.Dataset) -> ray.data.Dataset:
 
 def _gather(share: _Share, batch: dict[str, Any]) -> dict[str, Any]:
     corpus, _ = _opened(share.corpus_dir, share.seed)
-    rows = [share.rows(int(first), int(stop)) for first, stop in zip(batch["first"], batch["stop"], strict=True)]
-    return {"rows": np.concatenate(rows).astype(corpus.dtype)}
+    return {"rows": share.rows(int(batch["first"][0]), int(batch["stop"][0])).astype(corpus.dtype)}
 
 
 @lru_cache(maxsize=4)

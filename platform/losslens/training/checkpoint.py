@@ -101,8 +101,8 @@ def write(
         "created_at": datetime.now(UTC).isoformat(),
         "losses": [asdict(loss) for loss in losses],
     }
-    with _appearing(final, record) as directory:
-        if directory:
+    if not (final / RECORD).is_file():
+        with _appearing(final, record) as directory:
             write_hugging_face(directory, weights, run.shape, tokenizer, eos_token_id)
     return read(final)
 
@@ -116,8 +116,8 @@ def write_state(results: Path, run: PlannedRun, step: int, state: Mapping[str, T
     final = state_directory(results, run.run_id, step)
     if (final / RECORD).is_file() and damage(final):
         (final / RECORD).unlink()  # it was skipped when this attempt resumed; now its step is reached again
-    with _appearing(final, {"step": step, "samples": step * run.global_batch}) as directory:
-        if directory:
+    if not (final / RECORD).is_file():
+        with _appearing(final, {"step": step, "samples": step * run.global_batch}) as directory:
             save_file(dict(state), directory / STATE)
     for old in _state_directories(results, run.run_id)[STATES_KEPT:]:
         (old / RECORD).unlink(missing_ok=True)  # first: without it the state no longer counts
@@ -155,11 +155,8 @@ def _step_of(directory: Path) -> int:
 
 
 @contextlib.contextmanager
-def _appearing(final: Path, record: dict[str, Any]) -> Iterator[Path | None]:
-    """A directory to fill, which becomes `final` with its record at the end of the block; None when `final` is complete."""
-    if (final / RECORD).is_file():
-        yield None
-        return
+def _appearing(final: Path, record: dict[str, Any]) -> Iterator[Path]:
+    """A directory to fill, which becomes `final` with its record at the end of the block."""
     temporary = final.parent / f".tmp-{final.name}-{uuid.uuid4().hex[:8]}"
     try:
         temporary.mkdir(parents=True)

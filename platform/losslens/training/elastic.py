@@ -191,12 +191,12 @@ class _Resizes(ScalingPolicy):
             return NoopDecision()
         if self._asked:
             self._asked.hear(worker_group_status)
-        elif not self._drain_saved & grant.draining.keys():
+        elif not self._drain_saved & grant.draining:
             self._show("running", grant.share)
         group = Group(len(workers), {w.metadata.node_id for w in workers}, time.monotonic() - worker_group_state.start_time)
         move = next_move(
             group,
-            Offer(grant.share, time.monotonic() - self._share_since, grant.draining.keys()),
+            Offer(grant.share, time.monotonic() - self._share_since, grant.draining),
             self._asked.state() if self._asked else None,
             low=self._terms.low,
             grow_after=self._terms.grow_after,
@@ -235,7 +235,7 @@ class _Resizes(ScalingPolicy):
                 worker.execute_async(leaving.ask, self._asked.deadline)
             self._show("saving", grant.share, move.reason)
         elif move.act is Act.SAVE:
-            self._drain_saved = frozenset(group.nodes & grant.draining.keys())
+            self._drain_saved = frozenset(group.nodes & grant.draining)
             for worker in workers:
                 worker.execute_async(leaving.ask_for_state)
             self._show("running", grant.share, "its node drains and there is no other slot")

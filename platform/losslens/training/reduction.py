@@ -44,18 +44,17 @@ class Reduction(ABC):
 
 
 class Plain(Reduction):
-    """Floating-point sums: autograd accumulates over micro-batches, one all-reduce sums over ranks."""
+    """Floating-point sums: a rank's whole share is one micro-batch, one all-reduce sums over ranks."""
 
-    _loss: Tensor | None = None
+    _loss: Tensor
 
     def add(self, loss: Tensor) -> None:
-        """See `Reduction`; `.grad` keeps the running sum."""
-        self._loss = loss if self._loss is None else self._loss + loss
+        """See `Reduction`; called once a step."""
+        self._loss = loss
 
     def total(self, flag: bool) -> tuple[Tensor, Tensor]:
         """See `Reduction`."""
-        assert self._loss is not None
-        loss, self._loss = self._loss, None
+        loss = self._loss
         raised = torch.full((), float(flag), device=loss.device)
         if not _several_ranks():
             return loss, raised

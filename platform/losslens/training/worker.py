@@ -238,7 +238,7 @@ class Writer(Watch):
 
     def save_state(self) -> None:
         """The log up to here and a state of this moment."""
-        if self.rank == 0 and self.trainer.step:
+        if self.rank == 0:
             self.log(self._rate)
             self._write_state()
 
