@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from eval_service.planner import Encoder, Floats, Ints
 from losslens.errors import EnvironmentFailure
 from losslens.tasks.requests import Request, Result
 
@@ -33,6 +34,23 @@ class Engine(Protocol):
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in order. Requests asked before of the same tokenizer are not planned again."""
+        ...
+
+    @property
+    def encoder(self) -> Encoder:
+        """The tokenizer of the loaded checkpoint."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """Input tokens that the loaded checkpoint takes at most."""
+        ...
+
+    def logprobs(self, sequences: Sequence[Sequence[int] | Ints], first: Sequence[int]) -> list[Floats]:
+        """Per sequence the log-probability in nats of each of its tokens from number `first` (at least 1) on, given all before it.
+
+        A sequence has at most `window` + 1 tokens: its last is scored and not read.
+        """
         ...
 
     def close(self) -> None:

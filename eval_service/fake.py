@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eval_service.planner import Batch, Ints, Plan, Prompt, assemble, batches, cut, plan
+from eval_service.forest import Batch, Grove, forest
+from eval_service.planner import Floats, Ints, Plan, Prompt, assemble, cut, plan
 from losslens.errors import UserError
 from losslens.tasks.requests import GenerateResult, Request, Result
 
@@ -46,9 +47,10 @@ class FakeEngine:
     """Deterministic results from (checkpoint's name, tokens)."""
 
     name = "fake"
+    encoder = ByteEncoder()
 
     def __init__(self, max_len: int = 256, batch_tokens: int = 2048) -> None:
-        self._seed = 0
+        self._seed, self._max_len = 0, max_len
         self._plan = lru_cache(lambda requests: _planned(requests, max_len, batch_tokens))
 
     def load(self, checkpoint: Path) -> None:
@@ -59,22 +61,31 @@ class FakeEngine:
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in order."""
-        made, packed = self._plan(tuple(requests))
+        made, groves = self._plan(tuple(requests))
         results: dict[int, Result] = {p.owner: GenerateResult(self._text(p), made.truncated[p.owner]) for p in made.prompts}
-        scored = [
-            self._score(batch.tokens, at, int(t)) for batch in packed for at, t in zip(batch.rows[batch.row], batch.target, strict=True)
-        ]
-        owner = np.concatenate([batch.owner for batch in packed]) if packed else np.zeros(0, np.int64)
-        logprob, greedy = np.array([s[0] for s in scored], np.float64), np.array([s[1] for s in scored], np.bool_)
-        results.update(assemble(made.truncated, owner, logprob, greedy))
+        found = [pick for grove in groves for batch in batches_of(grove) for pick in self._score(grove, batch)]
+        owner, logprob, greedy = zip(*found, strict=True) if found else ((), (), ())
+        results.update(assemble(made.truncated, np.array(owner, np.int64), np.array(logprob, np.float64), np.array(greedy, np.bool_)))
         return [results[i] for i in range(len(requests))]
+
+    @property
+    def window(self) -> int:
+        """Input tokens at most."""
+        return self._max_len
+
+    def logprobs(self, sequences: Sequence[Sequence[int] | Ints], first: Sequence[int]) -> list[Floats]:
+        """See `Engine.logprobs`."""
+        return [
+            np.array([fake_logprob(self._seed, np.array(s[:at]), int(s[at]))[0] for at in range(begin, len(s))])
+            for s, begin in zip(sequences, first, strict=True)
+        ]
 
     def close(self) -> None:
         """Nothing to free."""
 
-    def _score(self, tokens: Ints, at: int, target: int) -> tuple[float, bool]:
-        b, t = divmod(int(at), tokens.shape[1])
-        return fake_logprob(self._seed, tokens[b, : t + 1], target)
+    def _score(self, grove: Grove, batch: Batch) -> Iterator[tuple[int, float, bool]]:
+        for at, target, owner in zip(batch.rows[batch.row], batch.target, batch.owner, strict=True):
+            yield int(owner), *fake_logprob(self._seed, path(grove, batch, int(at)), int(target))
 
     def _text(self, prompt: Prompt) -> str:
         return cut("".join(self._letters(prompt)), prompt.stop)
@@ -86,6 +97,23 @@ class FakeEngine:
             yield chr(_LETTERS[code % len(_LETTERS)])
 
 
-def _planned(requests: tuple[Request, ...], max_len: int, batch_tokens: int) -> tuple[Plan, tuple[Batch, ...]]:
+def batches_of(grove: Grove) -> Iterator[Batch]:
+    """Stems first."""
+    yield from () if grove.stems is None else (grove.stems,)
+    yield from grove.batches
+
+
+def path(grove: Grove, batch: Batch, at: int) -> Ints:
+    """All tokens that the token at flat index `at` sees, itself last: what the rules of `forest.Batch` say."""
+    b, i = divmod(at, batch.tokens.shape[1])
+    seen = batch.tokens[b][(np.arange(batch.tokens.shape[1]) <= i) & (i < batch.end[b])]
+    if not len(batch.stem):
+        return seen
+    assert grove.stems is not None
+    stem = batch.stem[b]
+    return np.concatenate([grove.stems.tokens[stem, : grove.stem_length[stem]], seen])
+
+
+def _planned(requests: tuple[Request, ...], max_len: int, batch_tokens: int) -> tuple[Plan, tuple[Grove, ...]]:
     made = plan(requests, ByteEncoder(), max_len)
-    return made, batches(made.pieces, batch_tokens)
+    return made, forest(made.pieces, batch_tokens)

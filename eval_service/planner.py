@@ -1,4 +1,4 @@
-"""Requests -> token rows that one forward pass must compute. Pure: no torch, no tokenizer library.
+"""Requests -> token sequences and what is scored in them. Pure: no torch, no tokenizer library.
 
 A model's row t scores every token that may follow inputs[0..t]. So an option costs a forward pass only if its inputs
 (context + continuation without the last token) are not the beginning of another's: single-token options of an item share
@@ -101,18 +101,6 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """One forward pass: `tokens` [B, T], padded on the right by 0; `rows` [R] flat indices b * T + t into it; pick k scores
-    the token `target`[k] at `rows`[`row`[k]] for request `owner`[k]; picks are ordered by row."""
-
-    tokens: Ints
-    rows: Ints
-    row: Ints
-    target: Ints
-    owner: Ints
-
-
-@dataclass(frozen=True, slots=True)
 class Prefill:
     """For engines that score only the token that comes next: `tokens`, of which those at `position`[k] are scored."""
 
@@ -176,22 +164,6 @@ def require_known(made: Plan, vocab_size: int) -> None:
             )
 
 
-def batches(pieces: Sequence[Piece], budget: int) -> tuple[Batch, ...]:
-    """Merged sequences in batches of at most `budget` padded tokens (one sequence at least), shortest first.
-
-    Longest sequences stand together, so padding is a few per cent.
-    """
-    merged = sorted(_merge([(p.inputs, p) for p in pieces]), key=lambda entry: len(entry[0]))
-    made: list[Batch] = []
-    group: list[tuple[Packed, list[Piece]]] = []
-    for entry in merged:
-        if group and (len(group) + 1) * length(entry[0]) > budget:
-            made.append(_batch(group))
-            group = []
-        group.append(entry)
-    return (*made, _batch(group)) if group else tuple(made)
-
-
 def prefills(pieces: Sequence[Piece], ids_at_once: int = 128) -> tuple[tuple[Choice, ...], tuple[Prefill, ...]]:
     """The same work for engines that score only the actual next token of a prompt, or given ids after its end.
 
@@ -205,8 +177,22 @@ def prefills(pieces: Sequence[Piece], ids_at_once: int = 128) -> tuple[tuple[Cho
     shared = {inputs: group for inputs, group in after.items() if len({p.targets for p in group}) > 1}
     choices = tuple(choice for inputs, group in shared.items() for choice in _choices(inputs, group, ids_at_once))
     rest = [p for p in pieces if length(p.targets) > 1 or p.inputs not in shared]
-    whole = _merge([(Packed(p.inputs + p.targets[-WIDTH:]), p) for p in rest])
+    whole = merge([(Packed(p.inputs + p.targets[-WIDTH:]), p) for p in rest])
     return choices, tuple(_prefill(tokens, members) for tokens, members in whole)
+
+
+def merge(entries: list[tuple[Packed, Piece]]) -> list[tuple[Packed, list[Piece]]]:
+    """Sequences that begin no other one, each with the pieces of all that begin it.
+
+    In lexicographic order a sequence stands right before those it begins, so one backward pass suffices.
+    """
+    merged: list[tuple[Packed, list[Piece]]] = []
+    for tokens, piece in sorted(entries, key=lambda entry: entry[0], reverse=True):
+        if merged and merged[-1][0].startswith(tokens):
+            merged[-1][1].append(piece)
+        else:
+            merged.append((tokens, [piece]))
+    return merged
 
 
 def assemble(truncated: Sequence[bool], owner: Ints, logprob: Floats, greedy: Bools) -> dict[int, LogLikelihoodResult]:
@@ -217,6 +203,12 @@ def assemble(truncated: Sequence[bool], owner: Ints, logprob: Floats, greedy: Bo
     missed = np.bincount(owner[~greedy], minlength=n)
     scored: list[int] = np.flatnonzero(tokens).tolist()
     return {i: LogLikelihoodResult(float(total[i]), int(tokens[i]), bool(missed[i] == 0), truncated[i]) for i in scored}
+
+
+def by_owner(owner: Ints, logprob: Floats, owners: int) -> list[Floats]:
+    """Picks [K] apart by owner, each in the order of its rows."""
+    order = np.argsort(owner, kind="stable")
+    return np.split(logprob[order], np.cumsum(np.bincount(owner, minlength=owners))[:-1])
 
 
 def cut(text: str, stop: Iterable[str]) -> str:
@@ -271,36 +263,6 @@ def _prompt(owner: int, request: Generate, tokens: Packed, encoder: Encoder, max
     room = min(request.max_tokens, max_len // 2)
     kept = window(tokens, max(0, length(tokens) - (max_len - room)), length(tokens))
     return Prompt(owner, kept, room, request.stop)
-
-
-def _merge(entries: list[tuple[Packed, Piece]]) -> list[tuple[Packed, list[Piece]]]:
-    """Sequences that begin no other one, each with the pieces of all that begin it.
-
-    In lexicographic order a sequence stands right before those it begins, so one backward pass suffices.
-    """
-    merged: list[tuple[Packed, list[Piece]]] = []
-    for tokens, piece in sorted(entries, key=lambda entry: entry[0], reverse=True):
-        if merged and merged[-1][0].startswith(tokens):
-            merged[-1][1].append(piece)
-        else:
-            merged.append((tokens, [piece]))
-    return merged
-
-
-def _batch(group: list[tuple[Packed, list[Piece]]]) -> Batch:
-    T = max(length(tokens) for tokens, _ in group)
-    padded = np.zeros((len(group), T), np.int64)
-    place: list[int] = []
-    owner: list[int] = []
-    for b, (tokens, pieces) in enumerate(group):
-        padded[b, : length(tokens)] = unpack(tokens)
-        for piece in pieces:
-            place += [b * T + row for row in piece.rows]
-            owner += [piece.owner] * len(piece.rows)
-    target = unpack(Packed(b"".join(piece.targets for _, pieces in group for piece in pieces)))
-    rows, row = np.unique(np.array(place, np.int64), return_inverse=True)
-    order = np.argsort(row, kind="stable")
-    return Batch(padded, rows, row[order].astype(np.int64), target[order], np.array(owner, np.int64)[order])
 
 
 def _choices(inputs: Packed, group: list[Piece], ids_at_once: int) -> Iterator[Choice]:

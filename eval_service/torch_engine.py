@@ -1,18 +1,18 @@
 """The torch engine: any causal model in a Hugging Face directory, on the CPU or one GPU, float32.
 
-Log-likelihoods: hidden states once per batch, the output head only on the rows that are scored. Generation: transformers'
-own greedy loop with a key-value cache, left-padded batches, each row stopping for itself.
+What several requests share is computed once (`forest`, `forward`), the output head sees only the rows that are scored, and
+answers are generated in batches (`greedy`). Every load is proven against plain transformers.
 
-Legend: B sequences, T padded length, D hidden size, V vocabulary, R rows that are scored, K picks (see planner).
+Legend: T sequence length, V vocabulary, K picks (see `forest`).
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,25 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel
 
-from eval_service.checkpoints import shape_key, verify_files
+from eval_service.checkpoints import shape_key, verify_files, verify_tensors
 from eval_service.encoder import HubEncoder, encoder_of
-from eval_service.planner import Batch, Floats, Ints, Plan, Prompt, Scores, assemble, batches, cut, length, plan, require_known, unpack
+from eval_service.forest import Grove, forest
+from eval_service.forward import scored
+from eval_service.greedy import generated
+from eval_service.planner import Floats, Ints, Piece, Plan, Prompt, assemble, by_owner, pack, plan, require_known
 from losslens.errors import DataMismatch, LosslensError
 from losslens.models.scoring import ScoringModel, plain_transformers, read_config
 from losslens.tasks.requests import GenerateResult, Request, Result
 
+logger = logging.getLogger(__name__)
+
 MAX_WINDOW = 8192  # tokens: longer prompts do not occur in any task, and a key-value cache must hold one
 PROBE_TOLERANCE = 1e-3  # nats per token between an engine and a plain transformers forward
-# Padded tokens of a forward pass, and logits held at once. On a CPU what stays in its cache is half as fast again
-# (tests/bench/bench_scoring.py); on a GPU few large kernels are.
+# Padded tokens of a forward pass. On a CPU what stays in its cache is half as fast again (tests/bench/bench_scoring.py); on a
+# GPU few large kernels are.
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}
-_HEAD_NUMBERS = {"cpu": 2**19, "cuda": 2**26}
-_GENERATE_ROWS = 64
 
 
 class TorchEngine:
@@ -53,79 +56,97 @@ class TorchEngine:
         self._directory: Path | None = None
         self._encoder: HubEncoder | None = None
         self._plain: PreTrainedModel | None = None
+        self._shares = False
         self._planned = lru_cache(maxsize=256)(_planned)
 
     def load(self, checkpoint: Path) -> None:
-        """Hold this directory; see `Engine.load`. A model of a new shape is proven once against plain transformers."""
+        """Hold this directory; see `Engine.load`."""
         self._directory = None  # a failed load leaves nothing that could be scored
         self._plain = None
         verify_files(checkpoint)
         self._encoder = encoder_of(checkpoint)
         shape = shape_key(checkpoint)
-        if self._model is not None and shape == self._shape:
-            self._model.load(checkpoint)
-        else:
+        known = self._model is not None and shape == self._shape
+        if not known:
             self._model = None
             gc.collect()
-            self._model = _build(checkpoint, self._device)
+            self._model = ScoringModel(read_config(checkpoint))
+            self._model.module.to(self._device)
             self._shape = shape
-            self._prove(checkpoint)
+        assert self._model is not None
+        self._model.load(checkpoint)
+        verify_tensors(checkpoint, self._model.checksums())
+        self._prove(checkpoint, self._model, branches=not known)
         self._directory = checkpoint
 
-    @torch.inference_mode()
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in order."""
-        if self._directory is None or self._model is None or self._encoder is None:
-            raise LosslensError("no checkpoint is loaded", "load one first")
-        made, packed = self._planned(tuple(requests), self._encoder, window_of(self._model.max_len), self._model.vocab_size, self._budget)
+        model = self._loaded()
+        made, groves = self._planned(tuple(requests), self.encoder, self.window, model.vocab_size, self._budget, self._shares)
         results: dict[int, Result] = {}
-        if packed:
-            scored = [self._score(batch) for batch in packed]
-            logprob, greedy = (np.concatenate(parts) for parts in zip(*scored, strict=True))
-            results.update(assemble(made.truncated, np.concatenate([b.owner for b in packed]), logprob, greedy))
+        results.update(assemble(made.truncated, *scored(model, groves, self._device)))
         for owner, text in self._generate(made.prompts).items():
             results[owner] = GenerateResult(text, made.truncated[owner])
         return [results[i] for i in range(len(requests))]
+
+    @property
+    def encoder(self) -> HubEncoder:
+        """The tokenizer of the loaded checkpoint."""
+        self._loaded()
+        assert self._encoder is not None
+        return self._encoder
+
+    @property
+    def window(self) -> int:
+        """Input tokens that the loaded checkpoint takes at most."""
+        return window_of(self._loaded().max_len)
+
+    def logprobs(self, sequences: Sequence[Sequence[int] | Ints], first: Sequence[int]) -> list[Floats]:
+        """See `Engine.logprobs`."""
+        pieces = [Piece(i, pack(s[:-1]), pack(s[at:])) for i, (s, at) in enumerate(zip(sequences, first, strict=True))]
+        owner, logprob, _ = scored(self._loaded(), forest(pieces, self._budget, share=False), self._device)
+        return by_owner(owner, logprob, len(pieces))
 
     def close(self) -> None:
         """Drop the model."""
         self._model = self._plain = self._directory = None
         gc.collect()
 
-    def _score(self, batch: Batch) -> Scores:
-        """Log-probability [K] and whether it is the likeliest token [K], for each pick of a batch."""
-        assert self._model is not None
-        tokens = torch.from_numpy(batch.tokens).to(self._device)
-        hidden = self._model.features(tokens).flatten(0, 1)[torch.from_numpy(batch.rows).to(self._device)]
-        at_once = max(1, _HEAD_NUMBERS[self._device] // self._model.vocab_size)
-        return picked(self._model.head, hidden, batch, at_once)
+    def _loaded(self) -> ScoringModel:
+        if self._directory is None or self._model is None:
+            raise LosslensError("no checkpoint is loaded", "load one first")
+        return self._model
 
-    def _prove(self, checkpoint: Path) -> None:
-        """Compare with plain transformers on one probe: catches an architecture that features and head do not cover."""
-        assert self._model is not None
-        probe = probe_tokens(self._model.vocab_size, window_of(self._model.max_len))
-        expected = plain_logprobs(plain_transformers(checkpoint).to(self._device), probe)
-        found = []
-        for sequence in probe:
-            tokens = torch.tensor([sequence], device=self._device)
-            with torch.inference_mode():
-                logits = self._model.head(self._model.features(tokens[:, :-1])[0])
-            found.append(_actual(logits, tokens[0, 1:]))
-        require_agreement(checkpoint, self.name, found, expected)
+    def _prove(self, checkpoint: Path, model: ScoringModel, *, branches: bool) -> None:
+        """Compare with plain transformers; a new shape also with all shared that can be, which decides whether it shares."""
+        plain = plain_transformers(checkpoint).to(self._device)
+        longest = window_of(model.max_len)
+        probe = probe_tokens(model.vocab_size, longest)
+        require_agreement(checkpoint, self.name, self._probed(model, probe, share=False), plain_logprobs(plain, probe))
+        if branches:
+            probe = branching_probe(model.vocab_size, longest)
+            try:
+                require_agreement(checkpoint, self.name, self._probed(model, probe, share=True), plain_logprobs(plain, probe))
+                self._shares = True
+            except (DataMismatch, RuntimeError, TypeError, ValueError, AttributeError) as error:  # what transformers' classes raise
+                self._shares = False
+                logger.info("%s computes each option by itself: %s", checkpoint, error)
 
+    def _probed(self, model: ScoringModel, probe: Sequence[Sequence[int]], *, share: bool) -> list[Floats]:
+        pieces = [Piece(i, pack(s[:-1]), pack(s[1:])) for i, s in enumerate(probe)]
+        owner, logprob, _ = scored(model, forest(pieces, self._budget, share=share), self._device)
+        return by_owner(owner, logprob, len(pieces))
+
+    @torch.inference_mode()
     def _generate(self, prompts: Sequence[Prompt]) -> dict[int, str]:
-        """Text by owner, in batches of equal room and similar length."""
+        """Text by owner."""
         if not prompts:
             return {}
         assert self._encoder is not None
         assert self._directory is not None
         if self._plain is None:
             self._plain = plain_transformers(self._directory).to(self._device)
-        texts: dict[int, str] = {}
-        for group in _groups(prompts):
-            for prompt, ids in zip(group, _continue(self._plain, self._encoder, group, self._device), strict=True):
-                texts[prompt.owner] = cut(self._encoder.decode(ids), prompt.stop)
-        return texts
+        return generated(self._plain, self._encoder, prompts, self._device)
 
 
 def best_device() -> str:
@@ -136,19 +157,6 @@ def best_device() -> str:
 def window_of(max_len: int) -> int:
     """Tokens a model is given at most."""
     return min(max_len, MAX_WINDOW)
-
-
-def picked(head: Callable[[Tensor], Tensor], hidden: Tensor, batch: Batch, at_once: int) -> Scores:
-    """Log-softmax in float32 of each pick [K] at its row of `hidden` [R, D], and whether argmax chooses it."""
-    logprob, greedy = [], []
-    for first in range(0, len(hidden), at_once):
-        logits = head(hidden[first : first + at_once]).float()
-        here = slice(*np.searchsorted(batch.row, (first, first + at_once)))  # picks are ordered by row
-        row = torch.from_numpy(batch.row[here] - first).to(hidden.device)
-        target = torch.from_numpy(batch.target[here]).to(hidden.device)
-        logprob.append(logits[row, target] - logits.logsumexp(-1)[row])
-        greedy.append(logits.argmax(-1)[row] == target)
-    return torch.cat(logprob).double().cpu().numpy(), torch.cat(greedy).cpu().numpy()
 
 
 @torch.inference_mode()
@@ -165,6 +173,18 @@ def probe_tokens(vocab_size: int, max_len: int) -> list[list[int]]:
     """Two fixed sequences that reach over the vocabulary and, up to 512 tokens, to the end of the model's window."""
     draw = np.random.default_rng(20)
     return [draw.integers(0, vocab_size, n).tolist() for n in (min(17, max_len), min(512, max_len) + 1)]
+
+
+def branching_probe(vocab_size: int, max_len: int) -> list[list[int]]:
+    """Sequences that share a long beginning, as after few-shot examples, and options behind short contexts."""
+    draw = np.random.default_rng(21)
+
+    def tokens(count: int) -> list[int]:
+        return draw.integers(0, vocab_size, max(1, count)).tolist()
+
+    stem, trunk = tokens(min(48, max_len // 2)), tokens(min(20, max_len // 3))
+    behind = [[*stem, *item, *tokens(2)] for item in (tokens(max_len // 16) for _ in range(5)) for _ in range(3)]
+    return [*behind, *([*trunk, *tokens(max_len // 16)] for _ in range(4))]
 
 
 def require_agreement(checkpoint: Path, engine: str, found: Sequence[Floats], expected: Sequence[Floats]) -> None:
@@ -185,76 +205,9 @@ def _actual(logits: Tensor, tokens: Tensor) -> Floats:
 
 
 def _planned(
-    requests: tuple[Request, ...], encoder: HubEncoder, max_len: int, vocab_size: int, budget: int
-) -> tuple[Plan, tuple[Batch, ...]]:
+    requests: tuple[Request, ...], encoder: HubEncoder, max_len: int, vocab_size: int, budget: int, share: bool
+) -> tuple[Plan, tuple[Grove, ...]]:
     made = plan(requests, encoder, max_len)
     require_known(made, vocab_size)
-    return replace(made, pieces=()), batches(made.pieces, budget)  # a plan is kept for long, its pieces are not needed again
-
-
-def _build(directory: Path, device: str) -> ScoringModel:
-    model = ScoringModel(read_config(directory))
-    model.load(directory)
-    model.module.to(device)
-    return model
-
-
-class _Stop(StoppingCriteria):
-    """Row by row: a stop string has just been completed.
-
-    Only the last tokens are decoded: every token has at least one byte, so as many tokens as the longest stop string has
-    bytes, and a few for a character begun before it, hold any stop string that the newest token completes.
-    """
-
-    def __init__(self, encoder: HubEncoder, prompts: Sequence[Prompt], prompt_len: int) -> None:
-        self._encoder, self._prompts, self._from = encoder, prompts, prompt_len
-        self._tail = max((len(s.encode()) for p in prompts for s in p.stop), default=0) + 4
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        tails = input_ids[:, self._from :][:, -self._tail :].tolist()
-        done = [self._complete(prompt, tail) for prompt, tail in zip(self._prompts, tails, strict=True)]
-        return torch.tensor(done, device=input_ids.device)
-
-    def _complete(self, prompt: Prompt, tail: list[int]) -> bool:
-        if not prompt.stop:
-            return False
-        text = self._encoder.decode(tail)
-        return any(stop in text for stop in prompt.stop if stop)
-
-
-def _continue(model: PreTrainedModel, encoder: HubEncoder, prompts: Sequence[Prompt], device: str) -> list[list[int]]:
-    """Greedy ids after each prompt; what follows an end token or a stop string is to be cut by the caller.
-
-    The prompts have equal room, so that padded length and room fit the model: beyond it, transformers' Phi-3 drops its cache.
-    """
-    ids = [unpack(p.tokens) for p in prompts]
-    T = max(map(len, ids))
-    tokens, mask = _left_padded(ids, T)
-    ends = sorted(encoder.ends)
-    settings: Any = GenerationConfig  # untyped in transformers
-    config = settings(max_new_tokens=prompts[0].room, do_sample=False, eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0)
-    generate: Any = model.generate
-    out = generate(
-        tokens.to(device),
-        attention_mask=mask.to(device),
-        generation_config=config,
-        stopping_criteria=StoppingCriteriaList([_Stop(encoder, prompts, T)]),
-    )
-    made: list[list[int]] = out[:, T:].tolist()
-    return made
-
-
-def _groups(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
-    ordered = sorted(prompts, key=lambda p: (p.room, length(p.tokens)))
-    for _, same in groupby(ordered, key=lambda p: p.room):
-        equal = list(same)
-        for first in range(0, len(equal), _GENERATE_ROWS):
-            yield equal[first : first + _GENERATE_ROWS]
-
-
-def _left_padded(ids: Sequence[Ints], T: int) -> tuple[Tensor, Tensor]:
-    tokens, mask = np.zeros((len(ids), T), np.int64), np.zeros((len(ids), T), np.int64)
-    for b, sequence in enumerate(ids):
-        tokens[b, T - len(sequence) :] = sequence
-        mask[b, T - len(sequence) :] = 1
-    return torch.from_numpy(tokens), torch.from_numpy(mask)
+    groves = forest(made.pieces, budget, share=share)
+    return replace(made, pieces=()), groves  # a plan is kept for long, its pieces are not needed again

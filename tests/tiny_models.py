@@ -82,5 +82,9 @@ def requests(seed: int = 0) -> list[LogLikelihood | Generate]:
         LogLikelihood(text(300), "yes"),
         LogLikelihood("a", text(127)),
     ]
+    examples = text(60)
+    for question in (text(8) for _ in range(6)):
+        asked += [LogLikelihood(examples + question, option) for option in (" yes", " no", " a b c")]
+    asked += [Generate(examples + text(n), ("e",), 12) for n in (3, 9, 30)]
     asked += [Generate(text(n), ("e", "\n"), room) for n, room in ((3, 30), (40, 7), (90, 20), (200, 25), (0, 12))]
     return asked

@@ -20,6 +20,7 @@ from eval_service.engine import Engine
 from eval_service.torch_engine import TorchEngine
 from eval_service.vllm_engine import VllmEngine, installed
 from losslens.errors import DataMismatch, EnvironmentFailure, LosslensError, UserError
+from losslens.models.scoring import ScoringModel
 from losslens.tasks.requests import GenerateResult, LogLikelihoodResult
 from tests.plain_reference import plainly
 from tests.tiny_models import requests, tiny_checkpoint, tiny_model
@@ -40,7 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Pat
 
 
 @pytest.fixture(scope="module")
-def torch_engine() -> Iterator[Engine]:
+def torch_engine() -> Iterator[TorchEngine]:
     engine = TorchEngine(batch_tokens=512)
     yield engine
     engine.close()
@@ -94,14 +95,54 @@ def test_weights_that_did_not_arrive_are_refused(
     """A reload that does nothing leaves the weights before: the probe must see it."""
     vllm_engine.load(models("paper", 0))
     for warm in vllm_engine._warm.values():
-        monkeypatch.setattr(warm, "reload", lambda checkpoint: None)
-    with pytest.raises(DataMismatch, match="nats a token"):
+        for process in warm._processes():
+            monkeypatch.setattr(process, "reload", lambda checkpoint: None)
+    with pytest.raises(DataMismatch, match=r"the tensor model\.\S+ that was loaded is not the one in \S+paper-1"):
         vllm_engine.load(models("paper", 1))
     with pytest.raises(LosslensError, match="no checkpoint is loaded"):
         vllm_engine.run(requests())
     monkeypatch.undo()
     vllm_engine.load(models("paper", 1))
     require_equal(vllm_engine.run(requests()), plainly(models("paper", 1)))
+
+
+@needs_vllm
+def test_a_prefix_cache_of_the_weights_before_is_refused(vllm_engine: VllmEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = (tiny_model(tmp_path / f"{seed}", seed=seed, seq_len=512) for seed in (0, 1))  # several blocks of the cache
+    vllm_engine.load(one)
+    for warm in vllm_engine._warm.values():
+        for process in warm._processes():
+            monkeypatch.setattr(process._llm, "reset_prefix_cache", lambda: True)
+    with pytest.raises(DataMismatch, match="nats a token"):
+        vllm_engine.load(two)
+    monkeypatch.undo()
+    vllm_engine.load(two)
+
+
+def test_torch_names_the_tensor_that_did_not_arrive(models: Callable[[str, int], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TorchEngine()
+    engine.load(models("llama", 0))
+    monkeypatch.setattr(ScoringModel, "load", lambda self, directory: None)
+    with pytest.raises(DataMismatch, match=r"the tensor model\.\S+ that was loaded is not the one in \S+llama-1"):
+        engine.load(models("llama", 1))
+    with pytest.raises(LosslensError, match="no checkpoint is loaded"):
+        engine.run(requests())
+
+
+@pytest.mark.parametrize("architecture", ["paper", "llama", "gpt_neox"])
+def test_torch_shares_what_it_can(torch_engine: TorchEngine, models: Callable[[str, int], Path], architecture: str) -> None:
+    torch_engine.load(models(architecture, 0))
+    assert torch_engine._shares
+
+
+def test_log_probabilities_of_tokens(torch_engine: Engine, models: Callable[[str, int], Path]) -> None:
+    torch_engine.load(models("paper", 0))
+    model = AutoModelForCausalLM.from_pretrained(models("paper", 0), dtype=torch.float32)
+    sequences, first = [[5, 6, 7, 8], [5, 6], list(range(100))], [2, 1, 99]
+    with torch.inference_mode():
+        for found, sequence, at in zip(torch_engine.logprobs(sequences, first), sequences, first, strict=True):
+            logprob = model(torch.tensor([sequence[:-1]])).logits[0].log_softmax(-1)[range(len(sequence) - 1), sequence[1:]]
+            assert found == pytest.approx(logprob[at - 1 :].double().numpy(), abs=TOLERANCE)
 
 
 _SCRIPT = """

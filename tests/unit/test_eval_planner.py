@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval_service.fake import ByteEncoder, FakeEngine, fake_logprob
-from eval_service.planner import Piece, batches, cut, length, pack, plan, prefills, require_known, unpack
+from eval_service.fake import ByteEncoder, FakeEngine, batches_of, fake_logprob, path
+from eval_service.forest import Batch, Grove, forest
+from eval_service.planner import Piece, cut, length, pack, plan, prefills, require_known, unpack
 from losslens.errors import UserError
 from losslens.tasks.requests import Generate, LogLikelihood, LogLikelihoodResult, Request
 
@@ -71,29 +72,83 @@ def test_prefills_and_choices_ask_for_the_same_tokens_as_batches(asked: list[Log
         tokens = unpack(sequence.tokens)
         assert length(sequence.tokens) <= MAX_LEN + 1
         found += [(int(o), pack(tokens[:at].tolist()), int(tokens[at])) for o, at in zip(sequence.owner, sequence.position, strict=True)]
-    rows = []
-    for batch in batches(pieces, 40):
-        for row, target, owner in zip(batch.row, batch.target, batch.owner, strict=True):
-            b, t = divmod(int(batch.rows[row]), batch.tokens.shape[1])
-            rows.append((int(owner), pack(batch.tokens[b, : t + 1].tolist()), int(target)))
-    assert sorted(found) == sorted(rows)
+    assert sorted(found) == sorted(picks(forest(pieces, 40)))
     assert all(len(c.targets) <= ids_at_once for c in choices)
 
 
+def picks(groves: Sequence[Grove]) -> list[tuple[int, bytes, int]]:
+    """(owner, everything the scoring token sees, target) of each pick."""
+    return [
+        (int(owner), pack(path(grove, batch, int(batch.rows[row])).tolist()), int(target))
+        for grove in groves
+        for batch in batches_of(grove)
+        for row, target, owner in zip(batch.row, batch.target, batch.owner, strict=True)
+    ]
+
+
+BEGINNINGS = [list(range(100 + 60 * i, 160 + 60 * i)) for i in range(2)]
+SEQUENCES = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 60), st.lists(st.integers(0, 2), min_size=1, max_size=6), st.integers(1, 3)),
+    min_size=1,
+    max_size=60,
+)
+
+
+@given(SEQUENCES, st.integers(1, 200), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_a_forest_computes_what_each_sequence_alone_needs(drawn: list[tuple[int, int, list[int], int]], budget: int, share: bool) -> None:
+    pieces = []
+    for owner, (which, kept, rest, targets) in enumerate(drawn):
+        tokens = [*(BEGINNINGS[which][:kept] if which < 2 else []), *rest]
+        pieces.append(Piece(owner, pack(tokens), pack(range(min(targets, len(tokens))))))
+    expected = [
+        (p.owner, pack(unpack(p.inputs)[: row + 1].tolist()), int(target))
+        for p in pieces
+        for row, target in zip(p.rows, unpack(p.targets), strict=True)
+    ]
+    groves = forest(pieces, budget, share=share)
+    assert sorted(picks(groves)) == sorted(expected)
+    for batch in (batch for grove in groves for batch in grove.batches):
+        assert batch.tokens.size <= budget or len(batch.tokens) == 1
+        assert batch.causal == (not len(batch.stem) and all(_plain(end) for end in batch.end))
+
+
+def _plain(end: np.ndarray) -> bool:
+    """Whether a row's tokens are one sequence, then padding, which sees itself only."""
+    used = int(end[0])
+    return bool((end[:used] == used).all())
+
+
+def test_few_shot_examples_are_computed_once() -> None:
+    examples, questions = "e" * 200, [chr(40 + i) * 12 for i in range(50)]
+    asked = [LogLikelihood(examples + question, option) for question in questions for option in ("yes", "no")]
+    (grove,) = forest(plan(asked, ByteEncoder(), 512).pieces, 1000)
+    assert grove.stem_length.tolist() == [200]
+    assert all(batch.tokens.shape[1] == 12 + 2 + 1 for batch in grove.batches)  # a question and all but the last letter of its options
+    assert sum(batch.tokens.size for batch in grove.batches) == 50 * 15
+
+
+def test_options_share_their_context_and_words_do_not_tie_items_together() -> None:
+    asked = [LogLikelihood(f"How to {i:02d}" + "x" * 40, o) for i in range(20) for o in ("abcd", "efgh", "ijkl")]
+    (grove,) = forest(plan(asked, ByteEncoder(), 512).pieces, 1000)
+    assert grove.stems is None
+    assert {batch.tokens.shape[1] for batch in grove.batches} == {49 + 3 * 3}
+
+
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=20))
-def test_no_sequence_of_a_batch_begins_another(sequences: list[list[int]]) -> None:
+def test_no_sequence_that_begins_another_costs_anything(sequences: list[list[int]]) -> None:
     pieces = [Piece(i, pack(s), pack([1])) for i, s in enumerate(sequences)]
-    whole = [s for batch in batches(pieces, 6) for s in _unpadded(batch.tokens, batch.rows)]
+    whole = [batch.tokens[b] for grove in forest(pieces, 6, share=False) for batch in grove.batches for b in range(len(batch.tokens))]
     assert len(whole) == len({tuple(s) for s in sequences if not any(o[: len(s)] == s and o != s for o in sequences)})
 
 
-def _unpadded(tokens: np.ndarray, rows: np.ndarray) -> list[tuple[int, ...]]:
-    last = {int(r) // tokens.shape[1]: int(r) % tokens.shape[1] for r in sorted(rows)}
-    return [tuple(tokens[b, : t + 1]) for b, t in last.items()]
+def only(groves: Sequence[Grove]) -> Batch:
+    ((batch,),) = [grove.batches for grove in groves]
+    return batch
 
 
 def test_single_token_options_share_one_row() -> None:
-    (batch,) = batches(plan([LogLikelihood("Answer:", letter) for letter in "ABCD"], ByteEncoder(), 64).pieces, 1000)
+    batch = only(forest(plan([LogLikelihood("Answer:", letter) for letter in "ABCD"], ByteEncoder(), 64).pieces, 1000))
     assert batch.tokens.shape == (1, 7)
     assert len(batch.rows) == 1
     assert len(batch.target) == 4
@@ -102,7 +157,7 @@ def test_single_token_options_share_one_row() -> None:
 def test_questions_of_one_row_cost_one_sequence() -> None:
     row = "3+4=7;2+2=4;5+1=6;"
     asked = [LogLikelihood(row[:at], row[at : at + 1]) for at in (4, 10, 16)]
-    (batch,) = batches(plan(asked, ByteEncoder(), 64).pieces, 1000)
+    batch = only(forest(plan(asked, ByteEncoder(), 64).pieces, 1000))
     assert batch.tokens.shape == (1, 16)
     choices, whole = prefills(plan(asked, ByteEncoder(), 64).pieces)
     assert not choices

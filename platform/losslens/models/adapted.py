@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig
 
-from losslens.models.language_model import LanguageModel
+from losslens.models.language_model import Cache, LanguageModel
 
 
 class AdaptedModel(LanguageModel):
@@ -19,6 +19,15 @@ class AdaptedModel(LanguageModel):
         """Final hidden states, [B, T] -> [B, T, D]. Right padding is harmless: attention is causal."""
         hidden: Tensor = self.inner.base_model(tokens, use_cache=False).last_hidden_state
         return hidden
+
+    def branched(self, tokens: Tensor, position: Tensor, mask: Tensor, before: Cache | None = None) -> tuple[Tensor, Cache]:
+        """See `LanguageModel.branched`. Not every transformers class honours mask and positions: prove it by a probe."""
+        past = DynamicCache()
+        for layer, (keys, values) in enumerate(before or ()):
+            past.update(keys, values, layer)
+        out = self.inner.base_model(tokens, attention_mask=mask, position_ids=position, past_key_values=past, use_cache=True)
+        T = tokens.shape[1]
+        return out.last_hidden_state, [(layer.keys[:, :, -T:], layer.values[:, :, -T:]) for layer in out.past_key_values.layers]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, [..., D] -> [..., V]."""

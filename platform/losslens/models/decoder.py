@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from losslens.families import Shape
 from losslens.models.config import NORM_EPS, ROTARY_FRACTION
-from losslens.models.language_model import LanguageModel
+from losslens.models.language_model import Cache, LanguageModel
 
 # Below this length on a CPU the written-out attention beats the fused kernel, whose bfloat16 backward pass is slow.
 WRITTEN_OUT_BELOW = 384
@@ -60,12 +60,27 @@ class Attention(nn.Module):
         projected: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, H * E))
         return projected
 
+    def branched(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, before: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """See `LanguageModel.branched`; `cos`, `sin` [B, T, R] of each token's position."""
+        B, T, _ = x.shape
+        H, K, E = self.heads, self.kv_heads, self.head_dim
+        qkv = self.qkv_proj(x).view(B, T, H + 2 * K, E)
+        qk, v = torch.split(qkv, [H + K, K], dim=2)
+        q, k = torch.split(_rotate(qk, cos, sin).transpose(1, 2), [H, K], dim=1)
+        own = (k, v.transpose(1, 2))
+        keys, values = own if before is None else (torch.cat(pair, dim=2) for pair in zip(before, own, strict=True))
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=H != K)
+        projected: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, H * E))
+        return projected, own
+
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on the first 2 R of E dimensions; x [B, T, heads, E], cos and sin [T, R]."""
+    """Rotary positions on the first 2 R of E dimensions; x [B, T, heads, E], cos and sin [T, R] or [B, T, R]."""
     R = cos.shape[-1]
     T = x.shape[1]
-    c, s = cos[:T, None].to(x.dtype), sin[:T, None].to(x.dtype)
+    c, s = cos[..., :T, None, :].to(x.dtype), sin[..., :T, None, :].to(x.dtype)
     first, second, rest = x[..., :R], x[..., R : 2 * R], x[..., 2 * R :]
     return torch.cat((first * c - second * s, second * c + first * s, rest), dim=-1)
 
@@ -141,6 +156,18 @@ class Decoder(LanguageModel):
             x = block(x, self.cos, self.sin, self.mask if written_out else None)
         final: Tensor = self.model.norm(x)
         return final
+
+    def branched(self, tokens: Tensor, position: Tensor, mask: Tensor, before: Cache | None = None) -> tuple[Tensor, Cache]:
+        """See `LanguageModel.branched`."""
+        cos, sin = self.cos[position], self.sin[position]
+        x = self.model.embed_tokens(tokens)
+        kept: Cache = []
+        for i, block in enumerate(self.model.layers):
+            attended, own = block.self_attn.branched(block.input_layernorm(x), cos, sin, mask, before[i] if before else None)
+            x = x + attended
+            x = x + block.mlp(block.post_attention_layernorm(x))
+            kept.append(own)
+        return self.model.norm(x), kept
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, [..., D] -> [..., V]."""

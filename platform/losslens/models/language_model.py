@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+# Keys and values of every layer, each [B, heads, P, E]: what tokens that come later read of P tokens computed before.
+Cache = list[tuple[Tensor, Tensor]]
+
 
 class LanguageModel(nn.Module, ABC):
     """A causal model in two halves, so that only the rows that are needed reach the output head."""
@@ -13,6 +16,13 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def features(self, tokens: Tensor) -> Tensor:
         """Final hidden states, token ids [B, T] -> [B, T, D]. Right padding is harmless: attention is causal."""
+
+    @abstractmethod
+    def branched(self, tokens: Tensor, position: Tensor, mask: Tensor, before: Cache | None = None) -> tuple[Tensor, Cache]:
+        """Final hidden states [B, T, D] where a token sees what a mask says, and the keys and values of these tokens.
+
+        `position` [B, T]; `mask` [B, 1, T, P + T], 0 or -inf, is added to attention's scores; `before` holds P tokens.
+        """
 
     @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:

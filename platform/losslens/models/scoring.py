@@ -18,8 +18,8 @@ from losslens.errors import DataMismatch, UserError
 from losslens.models.adapted import AdaptedModel
 from losslens.models.config import shape_from_config
 from losslens.models.decoder import Decoder
-from losslens.models.export import module_state
-from losslens.models.language_model import LanguageModel
+from losslens.models.export import hugging_face_state, module_state
+from losslens.models.language_model import Cache, LanguageModel
 
 _PROBLEMS = (("missing_keys", "lacks the"), ("unexpected_keys", "holds the unknown"), ("mismatched_keys", "has a wrong shape for the"))
 
@@ -41,6 +41,10 @@ class ScoringModel:
     def features(self, tokens: Tensor) -> Tensor:
         """Final hidden states, [B, T] -> [B, T, D]."""
         return self.module.features(tokens)
+
+    def branched(self, tokens: Tensor, position: Tensor, mask: Tensor, before: Cache | None = None) -> tuple[Tensor, Cache]:
+        """See `LanguageModel.branched`."""
+        return self.module.branched(tokens, position, mask, before)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits, [..., D] -> [..., V]."""
@@ -67,6 +71,18 @@ class ScoringModel:
                 if target.shape != state[name].shape:
                     raise _mismatch(directory, f"has {name} of shape {tuple(state[name].shape)}, not {tuple(target.shape)}")
                 target.copy_(state[name])
+
+    def checksums(self) -> dict[str, int]:
+        """Of every tensor, by the name it has in a saved model: the sum of its float32 bit patterns, modulo 2^64."""
+        state = dict(self.module.state_dict())
+        saved = hugging_face_state(state, self.shape) if self.shape else {k.removeprefix("inner."): v for k, v in state.items()}
+        return {name: bit_sum(tensor) for name, tensor in saved.items()}
+
+
+def bit_sum(tensor: Tensor) -> int:
+    """The sum of a tensor's float32 bit patterns, modulo 2^64: the same however the tensor is cut or joined."""
+    bits = tensor.detach().float().contiguous().view(torch.int32).long() & 0xFFFFFFFF
+    return int(bits.sum()) % 2**64
 
 
 def load_for_scoring(directory: Path) -> ScoringModel:
