@@ -4,31 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from eval_service.checkpoints import Checkpoint
+from eval_service.questions import Questions
+
+if TYPE_CHECKING:
+    from eval_service.loss_corpus import LossCorpus
 
 Done = tuple[str, str, int]  # checkpoint_id, task, task_version
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Score `tasks` of one checkpoint."""
+    """Score `tasks` of one checkpoint, asked as `questions` says (None: as its scorer asks everything), and measure `losses`."""
 
     checkpoint: Checkpoint
     tasks: tuple[str, ...]
+    questions: Questions | None = None
+    losses: tuple[LossCorpus, ...] = ()
 
 
-def pending(checkpoints: Iterable[Checkpoint], scored: Collection[Done], tasks: Mapping[str, int]) -> list[Assignment]:
-    """Assignments for every checkpoint that lacks a task in its present version, oldest checkpoint first.
+def pending(
+    checkpoints: Iterable[Checkpoint],
+    scored: Collection[Done],
+    tasks: Mapping[str, int],
+    measured: Collection[tuple[str, str]] = (),
+    losses: Sequence[LossCorpus] = (),
+) -> list[Assignment]:
+    """Assignments for every checkpoint that lacks a task in its present version or a loss, oldest checkpoint first.
 
-    `tasks` maps names to versions. A score of another version does not count: the task has changed its meaning.
+    `tasks` maps names to versions. A score of another version does not count: the task has changed its meaning. `measured`
+    holds (checkpoint_id, name of the loss).
     """
     wanted: list[Assignment] = []
     distinct = {checkpoint.checkpoint_id: checkpoint for checkpoint in checkpoints}
     for checkpoint in sorted(distinct.values(), key=lambda c: (c.created_at, c.checkpoint_id)):
         missing = tuple(name for name, version in tasks.items() if (checkpoint.checkpoint_id, name, version) not in scored)
-        if missing:
-            wanted.append(Assignment(checkpoint, missing))
+        unmeasured = tuple(corpus for corpus in losses if (checkpoint.checkpoint_id, corpus.name) not in measured)
+        if missing or unmeasured:
+            wanted.append(Assignment(checkpoint, missing, losses=unmeasured))
     return wanted
 
 

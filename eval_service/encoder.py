@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from losslens.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
 _AT_ONCE = 1000  # texts: a fast tokenizer keeps offsets and masks of all texts of a call, some 100 bytes a token
@@ -34,10 +36,11 @@ class HubEncoder:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
-        ids: list[list[int]] = []
-        for first in range(0, len(texts), _AT_ONCE):
-            ids += self._tokenizer(list(texts[first : first + _AT_ONCE]), add_special_tokens=False)["input_ids"]
-        return ids
+        return self._ids(texts)
+
+    def literally(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode`, but a text that spells a special token does not mean it."""
+        return self._ids(texts, split_special_tokens=True)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids up to the first end token; special tokens have none."""
@@ -47,6 +50,12 @@ class HubEncoder:
                 kept = kept[:at]
                 break
         return str(self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _ids(self, texts: Sequence[str], **settings: bool) -> list[list[int]]:
+        ids: list[list[int]] = []
+        for first in range(0, len(texts), _AT_ONCE):
+            ids += self._tokenizer(list(texts[first : first + _AT_ONCE]), add_special_tokens=False, **settings)["input_ids"]
+        return ids
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, HubEncoder) and other.fingerprint == self.fingerprint
@@ -76,6 +85,8 @@ def encoder_of(directory: Path) -> HubEncoder:
 
 
 def _load(directory: Path, fingerprint: str, ends: frozenset[int]) -> HubEncoder:
+    from transformers import AutoTokenizer  # seconds, which whoever only hands out work need not wait
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except Exception as error:  # transformers, tokenizers and sentencepiece each raise their own kinds

@@ -8,8 +8,9 @@ most; then it is reported as failed and the rest goes on. Only small records com
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from ray.exceptions import RayError, RayTaskError
 from eval_service.backlog import Assignment, next_for, pending
 from eval_service.checkpoints import Checkpoint
 from eval_service.engine import EngineDied
-from eval_service.scorer import Finished, Questions, Scorer, already_scored, versions
+from eval_service.questions import Questions, versions
+from eval_service.scorer import Finished, Scorer, already_scored, require_unchanged
 from losslens.cluster.slots import EVAL
 from losslens.errors import EnvironmentFailure
 
@@ -36,29 +38,37 @@ class _Seat:
     """One actor, what it works on, and the shapes it has seen."""
 
     actor: Any
-    awaited: Any  # the future of what comes next: that it is placed and started, then each assignment's Finished; None: idle
+    awaited: Any  # the future of what comes next: that it is placed and started, then each Finished, last that it has closed; None: idle
     placed: bool = False
     warm: set[str] = field(default_factory=set)
     assignment: Assignment | None = None
+    idle_since: float = 0.0
+    leaving: bool = False
 
     @property
     def idle(self) -> bool:
-        return self.placed and self.assignment is None
+        return self.placed and self.assignment is None and not self.leaving
 
 
-def seats_wanted(seats: int, working: int, waiting: int, most: int) -> int:
-    """How many seats there should be. One for each assignment, up to `most`; what is there stays warm."""
-    return max(seats, min(most, working + waiting))
+def seats_wanted(seats: int, working: int, waiting: int, most: int, least: int = 0) -> int:
+    """How many seats there should be. One for each assignment, from `least` up to `most`; what is there stays warm."""
+    return max(seats, least, min(most, working + waiting))
+
+
+def seats_to_release(idle_s: Sequence[float], seats: int, least: int, release_after_s: float) -> int:
+    """How many of `seats` may go, those that were idle longest: the ones idle for long enough, while `least` stay."""
+    return max(0, min(sum(idle >= release_after_s for idle in idle_s), seats - least))
 
 
 class ScoringPool:
-    """Offer checkpoints as often as you like; each missing (checkpoint, task) is scored once.
+    """Offer checkpoints as often as you like; each missing (checkpoint, task) is scored once. `add` takes any assignment.
 
     `options` are `ray.remote` options of one actor (`losslens.cluster.slots.Slots.scorer_options`); by default an
-    `eval_slot`. There are never more than `actors`. Not thread-safe.
+    `eval_slot`. There are never more than `actors`, and never fewer than `least`; those idle for `release_after_s` seconds
+    end. An assignment gets `attempts` scorers. `roots`: see `Scorer`. Not thread-safe.
 
     Raises:
-        UserError: a task that cannot be built, before any actor starts.
+        UserError: a task that cannot be built, or a declared one that is not what was scored, before any actor starts.
     """
 
     def __init__(
@@ -68,16 +78,22 @@ class ScoringPool:
         engine: str = "auto",
         *,
         actors: int = 1,
+        least: int = 0,
+        release_after_s: float = math.inf,
+        attempts: int = MOST_ATTEMPTS,
         options: dict[str, object] | None = None,
+        roots: Sequence[Path] | None = None,
     ) -> None:
         self._versions = versions(questions.build())
-        self._settings = (results.resolve(), questions, engine)
+        require_unchanged(results, self._versions)
+        self._settings = (results.resolve(), questions, engine, roots)
         self._options = options or {"num_cpus": 0.01, "resources": {EVAL: 1}}
         self._done = already_scored(results, engine)
         self._attempts: dict[str, int] = {}
         self._waiting: list[Assignment] = []
         self._seats: list[_Seat] = []
-        self._most_seats, self._failed_starts = actors, 0
+        self._most_seats, self._least_seats, self._release_after_s = actors, least, release_after_s
+        self._most_attempts, self._failed_starts = attempts, 0
 
     def offer(self, checkpoints: Iterable[Checkpoint]) -> int:
         """Queue what these checkpoints still lack; how many assignments that added."""
@@ -86,6 +102,25 @@ class ScoringPool:
         self._waiting += new
         self._dispatch()
         return len(new)
+
+    def add(self, assignment: Assignment) -> None:
+        """Queue an assignment, whatever has been scored; one at a time of each checkpoint."""
+        self._waiting.append(assignment)
+        self._dispatch()
+
+    def withdraw(self, assignment: Assignment) -> None:
+        """Forget an assignment that waits or is at work; in the second case its scorer ends with it."""
+        self._attempts.pop(assignment.checkpoint.checkpoint_id, None)
+        if assignment in self._waiting:
+            self._waiting.remove(assignment)
+        for seat in [seat for seat in self._seats if seat.assignment == assignment]:
+            self._leave(seat)
+        self._dispatch()
+
+    @property
+    def at_work(self) -> list[Assignment]:
+        """What scorers are working on."""
+        return [seat.assignment for seat in self._seats if seat.assignment is not None]
 
     @property
     def unfinished(self) -> int:
@@ -106,13 +141,16 @@ class ScoringPool:
         """What has ended since the last poll, waiting up to `wait` seconds for the first event."""
         awaited = {seat.awaited: seat for seat in self._seats if seat.awaited is not None}
         if not awaited:
+            self._dispatch()
             return []
         ready, _ = ray.wait(list(awaited), timeout=wait)
         if len(awaited) > 1 and ready:
             ready, _ = ray.wait(list(awaited), num_returns=len(awaited), timeout=0)
         ended: list[Finished] = []
         for seat in (awaited[future] for future in ready):
-            if not seat.placed:
+            if seat.leaving:
+                self._leave(seat)
+            elif not seat.placed:
                 ended += self._started(seat)
             elif record := self._collect(seat):
                 ended.append(record)
@@ -130,8 +168,8 @@ class ScoringPool:
     def close(self) -> None:
         """Let every engine end its processes, then end the actors. What waits is dropped."""
         self._waiting.clear()
-        idle = [seat.actor.close.remote() for seat in self._seats if seat.idle]
-        ray.wait(idle, num_returns=len(idle), timeout=_CLOSING_S) if idle else None
+        closing = [seat.awaited if seat.leaving else seat.actor.close.remote() for seat in self._seats if seat.leaving or seat.idle]
+        ray.wait(closing, num_returns=len(closing), timeout=_CLOSING_S) if closing else None
         for seat in list(self._seats):
             self._leave(seat)
 
@@ -159,11 +197,21 @@ class ScoringPool:
                 self._waiting.remove(seat.assignment)
                 seat.warm.add(seat.assignment.checkpoint.shape)
                 seat.awaited = seat.actor.score.remote(seat.assignment)
-        missing = seats_wanted(len(self._seats), self._working, len(self._waiting), self._most_seats) - len(self._seats)
-        self._seats += [self._seat() for _ in range(missing)]
+        wanted = seats_wanted(len(self._seats), self._working, len(self._waiting), self._most_seats, self._least_seats)
+        self._seats += [self._seat() for _ in range(wanted - len(self._seats))]
         if not self.unfinished:  # nobody needs a node that has not come yet
-            for seat in [seat for seat in self._seats if not seat.placed]:
+            for seat in [seat for seat in self._seats if not seat.placed][: max(0, len(self._seats) - self._least_seats)]:
                 self._leave(seat)
+        if not self._waiting:
+            self._release()
+
+    def _release(self) -> None:
+        """Let scorers that had nothing to do for long close their engines; `poll` ends them when they have."""
+        now = time.monotonic()
+        idle = sorted((seat for seat in self._seats if seat.idle), key=lambda seat: seat.idle_since)
+        staying = sum(not seat.leaving for seat in self._seats)
+        for seat in idle[: seats_to_release([now - s.idle_since for s in idle], staying, self._least_seats, self._release_after_s)]:
+            seat.leaving, seat.awaited = True, seat.actor.close.remote()
 
     def _started(self, seat: _Seat) -> list[Finished]:
         """Take note that an actor is ready or died on the way; what waits is given up when none ever gets there."""
@@ -174,7 +222,7 @@ class ScoringPool:
             self._failed_starts += 1
             logger.warning("a scorer did not start (%d of %d in a row): %s", self._failed_starts, MOST_FAILED_STARTS, _first_line(error))
             return self._give_up(f"no scorer starts: {_first_line(error)}") if self._failed_starts == MOST_FAILED_STARTS else []
-        seat.placed, seat.awaited = True, None
+        seat.placed, seat.awaited, seat.idle_since = True, None, time.monotonic()
         self._failed_starts = 0
         return []
 
@@ -190,6 +238,7 @@ class ScoringPool:
         assignment = seat.assignment
         assert assignment is not None
         answer, seat.awaited, seat.assignment = seat.awaited, None, None
+        seat.idle_since = time.monotonic()
         checkpoint_id = assignment.checkpoint.checkpoint_id
         attempts = self._attempts[checkpoint_id] = self._attempts.get(checkpoint_id, 0) + 1
         try:
@@ -199,11 +248,12 @@ class ScoringPool:
             record = Finished(checkpoint_id, assignment.tasks, error=_failure(checkpoint_id, str(error.cause or error)))
             again = False
         except RayError as error:
-            logger.warning("the scorer of %s died (attempt %d of %d): %s", checkpoint_id, attempts, MOST_ATTEMPTS, _first_line(error))
+            logger.warning("the scorer of %s died (attempt %d of %d): %s", checkpoint_id, attempts, self._most_attempts, _first_line(error))
             self._leave(seat)
-            record = Finished(checkpoint_id, assignment.tasks, error=_failure(checkpoint_id, "its scorer died, often for lack of memory"))
+            died = _failure(checkpoint_id, "its scorer died, often for lack of memory", EngineDied)
+            record = Finished(checkpoint_id, assignment.tasks, error=died)
             again = True
-        if again and attempts < MOST_ATTEMPTS:
+        if again and attempts < self._most_attempts:
             self._waiting.insert(0, assignment)
             return None
         self._attempts.pop(checkpoint_id)
@@ -215,7 +265,5 @@ def _first_line(error: RayError) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _failure(checkpoint_id: str, why: str) -> EnvironmentFailure:
-    return EnvironmentFailure(
-        f"the checkpoint {checkpoint_id} could not be scored: {why}", "see the log of the scoring actor, then score again"
-    )
+def _failure(checkpoint_id: str, why: str, kind: type[EnvironmentFailure] = EnvironmentFailure) -> EnvironmentFailure:
+    return kind(f"the checkpoint {checkpoint_id} could not be scored: {why}", "see the log of the scoring actor, then score again")

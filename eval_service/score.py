@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -17,10 +18,11 @@ from losslens.tasks.requests import BuiltTask, Result
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Rows of the two tables, one per metric and one per option of every item."""
+    """Rows of the two tables, one per metric and one per option of every item; seconds by task, all formats together."""
 
     scores: pa.Table
     samples: pa.Table
+    seconds: Mapping[str, float]
 
 
 def score_checkpoint(engine: Engine, checkpoint_id: str, tasks: Sequence[BuiltTask], scored_at: datetime) -> Scored:
@@ -31,7 +33,9 @@ def score_checkpoint(engine: Engine, checkpoint_id: str, tasks: Sequence[BuiltTa
     """
     scores: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
+    seconds: dict[str, float] = {}
     for built in tasks:
+        began = time.monotonic()
         found, options = score_items(built, _answers(engine, built))
         about = {
             "checkpoint_id": checkpoint_id,
@@ -43,7 +47,8 @@ def score_checkpoint(engine: Engine, checkpoint_id: str, tasks: Sequence[BuiltTa
         }
         scores += [{**about, **asdict(score), "scored_at": scored_at} for score in found]
         samples += [{**about, **asdict(option)} for option in options]
-    return Scored(pa.Table.from_pylist(scores, schema=SCORES), pa.Table.from_pylist(samples, schema=SAMPLES))
+        seconds[built.task] = seconds.get(built.task, 0.0) + time.monotonic() - began
+    return Scored(pa.Table.from_pylist(scores, schema=SCORES), pa.Table.from_pylist(samples, schema=SAMPLES), seconds)
 
 
 def _answers(engine: Engine, built: BuiltTask) -> list[list[Result]]:

@@ -7,46 +7,30 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from eval_service.admission import admit
 from eval_service.backlog import Assignment, Done
 from eval_service.checkpoints import read_config
 from eval_service.choose import available, choose
 from eval_service.engine import Engine
+from eval_service.questions import Questions, versions
 from eval_service.score import score_checkpoint
-from losslens import tasks as task_room
-from losslens.errors import LosslensError
+from losslens.errors import LosslensError, UserError
 from losslens.results import Results
-from losslens.tasks.requests import BuiltTask
+from losslens.results.importers.lm_eval import ENGINE as IMPORTED
+from losslens.tasks.declared import outdated_by
+
+if TYPE_CHECKING:
+    from eval_service.loss_corpus import LossCorpus
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Questions:
-    """What is asked of every checkpoint; see `losslens.tasks.build` for each field."""
-
-    tasks: tuple[str, ...]
-    data: str | None = None
-    limit: int | None = None
-    seed: int = 0
-    seq_len: int | None = None
-
-    def build(self) -> dict[str, list[BuiltTask]]:
-        """Every task in each of its formats.
-
-        Raises:
-            UserError: an unknown task, or data that is missing or malformed.
-        """
-        data = Path(self.data) if self.data else None
-        return {
-            name: task_room.build(name, data=data, limit=self.limit, seed=self.seed, seq_len=self.seq_len)
-            for name in dict.fromkeys(self.tasks)
-        }
+# Scores that lm-eval gave bear the names of our tasks too, and are no reason not to ask.
+_OURS = f"NOT starts_with(coalesce(engine, ''), '{IMPORTED}')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +44,22 @@ class Finished:
     seconds: float = 0.0
     attempts: int = 1
     error: LosslensError | None = None
+    options: int = 0  # rows of `samples` written
+    load_seconds: float = 0.0
+    task_seconds: Mapping[str, float] = field(default_factory=dict)
+    losses: tuple[tuple[str, str, float], ...] = ()  # dataset, unit, value
 
 
 class Scorer:
-    """Scores assignments one after another."""
+    """Scores assignments one after another. With `roots` it reads checkpoints under them only; see `admit`."""
 
-    def __init__(self, results: Path, questions: Questions, engine: str) -> None:
-        self._results, self._questions, self._asked = Results(results), questions, engine
+    def __init__(self, results: Path, questions: Questions, engine: str, roots: Sequence[Path] | None = None) -> None:
+        self._results, self._questions, self._asked, self._roots = Results(results), questions, engine, roots
         self._engines: dict[str, Engine] = {}
-
-    @cached_property
-    def built(self) -> dict[str, list[BuiltTask]]:
-        """The tasks, built when first needed."""
-        return self._questions.build()
 
     def versions(self) -> dict[str, int]:
         """Task names and their present versions."""
-        return versions(self.built)
+        return versions(self._questions.build())
 
     def score(self, assignment: Assignment) -> Finished:
         """Load, ask, write. An error with a known cause is part of the answer, so that others go on."""
@@ -84,20 +67,34 @@ class Scorer:
         checkpoint = assignment.checkpoint
         name, reason = "", ""
         try:
-            directory = Path(checkpoint.path)
+            directory = Path(checkpoint.path) if self._roots is None else admit(checkpoint.path, self._roots)
             short, reason = ("fake", "asked for") if self._asked == "fake" else choose(self._asked, read_config(directory), available())
             engine = self._engine(short)
             name = engine.name
+            loading = time.monotonic()
             engine.load(directory)
+            load_seconds = time.monotonic() - loading
             logger.info("%s is scored by %s: %s", checkpoint.checkpoint_id, name, reason)
-            tasks = [built for task in assignment.tasks for built in self.built[task]]
+            questions = assignment.questions or self._questions
+            tasks = [built for task in assignment.tasks for built in questions.of(task)]
             rows = score_checkpoint(engine, checkpoint.checkpoint_id, tasks, datetime.now(UTC))
             # Samples first: a checkpoint counts as scored by its scores, so a kill in between loses nothing.
             self._results.write("samples", rows.samples)
             self._results.write("scores", rows.scores)
+            losses = [row for corpus in assignment.losses for row in self._measure(engine, checkpoint.checkpoint_id, directory, corpus)]
         except LosslensError as error:
             return Finished(checkpoint.checkpoint_id, assignment.tasks, name, reason, time.monotonic() - began, error=error)
-        return Finished(checkpoint.checkpoint_id, assignment.tasks, name, reason, time.monotonic() - began)
+        return Finished(
+            checkpoint.checkpoint_id,
+            assignment.tasks,
+            name,
+            reason,
+            time.monotonic() - began,
+            options=rows.samples.num_rows,
+            load_seconds=load_seconds,
+            task_seconds=rows.seconds,
+            losses=tuple((row["dataset"], row["unit"], row["value"]) for row in losses),
+        )
 
     def close(self) -> None:
         """Free every engine."""
@@ -105,15 +102,32 @@ class Scorer:
             engine.close()
         self._engines.clear()
 
+    def _measure(self, engine: Engine, checkpoint_id: str, directory: Path, corpus: LossCorpus) -> list[dict[str, Any]]:
+        from eval_service.losses import measure_into  # imports readers of every format, which tasks do not need
+
+        return measure_into(self._results, checkpoint_id, engine, directory, corpus)
+
     def _engine(self, short: str) -> Engine:
         if short not in self._engines:
             self._engines[short] = _ENGINES[short]()
         return self._engines[short]
 
 
-def versions(built: dict[str, list[BuiltTask]]) -> dict[str, int]:
-    """Task names and their versions, which all formats of a task share."""
-    return {name: formats[0].version for name, formats in built.items()}
+def require_unchanged(results: Path, wanted: Mapping[str, int]) -> None:
+    """No declared task of `wanted` (names and versions) has other content than what was scored under its version.
+
+    Raises:
+        UserError: naming the task; its scores would be mixed up with those of another.
+    """
+    if not any((results / "parts" / "scores").glob("*.parquet")):
+        return
+    stored = Results(results).query(f"SELECT task, list(DISTINCT task_version) AS versions FROM scores WHERE {_OURS} GROUP BY task")
+    for row in stored.to_pylist():
+        if row["task"] in wanted and (number := outdated_by(wanted[row["task"]], [v for v in row["versions"] if v is not None])):
+            raise UserError(
+                f"the task `{row['task']}` is not what was scored as its version {number}: its file or its data has changed",
+                f"write `version: {number + 1}` into its file, and every checkpoint is scored again; or undo the change",
+            )
 
 
 def already_scored(results: Path, engine: str = "auto") -> set[Done]:
@@ -121,7 +135,9 @@ def already_scored(results: Path, engine: str = "auto") -> set[Done]:
     if not any((results / "parts" / "scores").glob("*.parquet")):
         return set()
     pattern = "%" if engine == "auto" else f"{engine}%"
-    rows = Results(results).query("SELECT DISTINCT checkpoint_id, task, task_version FROM scores WHERE engine LIKE ?", (pattern,))
+    rows = Results(results).query(
+        f"SELECT DISTINCT checkpoint_id, task, task_version FROM scores WHERE engine LIKE ? AND {_OURS}", (pattern,)
+    )
     return {(row["checkpoint_id"], row["task"], row["task_version"]) for row in rows.to_pylist()}
 
 

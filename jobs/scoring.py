@@ -7,19 +7,21 @@ from pathlib import Path
 
 from eval_service.checkpoints import Checkpoint, own_checkpoint
 from eval_service.pool import ScoringPool
-from eval_service.scorer import Finished, Questions
+from eval_service.questions import Questions
+from eval_service.scorer import Finished
 from jobs.progress import Board
 from losslens.cluster.slots import Slots
 from losslens.errors import LosslensError
 from losslens.families import PlannedRun
 from losslens.specs import StudySpec
+from losslens.tasks import resolve
 from losslens.training.checkpoint import RECORD, run_directory
 
 
 def questions_of(spec: StudySpec) -> Questions:
     """What the study asks of every checkpoint."""
     evaluation = spec.evaluation
-    return Questions(evaluation.tasks, evaluation.data, evaluation.limit, spec.seed, spec.corpus.seq_len)
+    return Questions(resolve(evaluation.tasks), evaluation.data, evaluation.limit, spec.seed, spec.corpus.seq_len)
 
 
 class Scoring:

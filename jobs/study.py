@@ -18,7 +18,8 @@ from pathlib import Path
 from eval_service.backlog import pending
 from eval_service.checkpoints import own_checkpoint
 from eval_service.choose import available
-from eval_service.scorer import already_scored, versions
+from eval_service.questions import versions
+from eval_service.scorer import already_scored
 from jobs.analyse import thresholds
 from jobs.corpus import pack
 from jobs.exclusive import exclusive

@@ -14,7 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from eval_service.checkpoints import Checkpoint, own_checkpoint
 from eval_service.pool import MOST_ATTEMPTS, ScoringPool, seats_wanted
-from eval_service.scorer import Finished, Questions, already_scored
+from eval_service.questions import Questions
+from eval_service.scorer import Finished, already_scored
 from losslens.cluster.slots import EVAL
 from losslens.errors import DataMismatch, EnvironmentFailure, UserError
 from losslens.results import Results
