@@ -6,9 +6,11 @@ files are hashed against `losslens.json`, and cut-short files are refused before
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,6 +105,13 @@ def verify_files(directory: Path) -> None:
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a model, one or shards."""
     return sorted(directory.glob("model*.safetensors"))
+
+
+def read_ahead(directory: Path) -> None:
+    """Have the system read a model's weights into its cache, without waiting; where it cannot be asked to, nothing happens."""
+    for file in weight_files(directory) if hasattr(os, "posix_fadvise") else ():
+        with contextlib.suppress(OSError), file.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:

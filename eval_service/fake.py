@@ -106,7 +106,7 @@ def batches_of(grove: Grove) -> Iterator[Batch]:
 def path(grove: Grove, batch: Batch, at: int) -> Ints:
     """All tokens that the token at flat index `at` sees, itself last: what the rules of `forest.Batch` say."""
     b, i = divmod(at, batch.tokens.shape[1])
-    seen = batch.tokens[b][(np.arange(batch.tokens.shape[1]) <= i) & (i < batch.end[b])]
+    seen: Ints = batch.tokens[b].astype(np.int64)[(np.arange(batch.tokens.shape[1]) <= i) & (i < batch.end[b])]
     if not len(batch.stem):
         return seen
     assert grove.stems is not None

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from eval_service.planner import WIDTH, Ints, Packed, Piece, length, merge, unpack
 
@@ -24,6 +25,8 @@ _STEP = 32  # tokens by which a stem must be longer than one that lies within it
 _FEW = 8  # sequences that share too little to deserve a stem
 _MANY = 64  # sequences that may still do without one, all in rows
 _NOTHING = np.zeros((3, 0), np.int64)
+
+Small = npt.NDArray[np.int32]  # of what is kept for every token of a task
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +38,9 @@ class Batch:
     `rows`[`row`[k]] for request `owner`[k]; picks are ordered by row.
     """
 
-    tokens: Ints
-    position: Ints
-    end: Ints
+    tokens: Small
+    position: Small
+    end: Small
     stem: Ints
     rows: Ints
     row: Ints
@@ -222,8 +225,8 @@ def _batches(rows: Iterable[_Row], budget: int) -> tuple[Batch, ...]:
 
 def _batch(group: Sequence[_Row]) -> Batch:
     B, T = len(group), max(len(row.tokens) for row in group)
-    tokens, position = np.zeros((B, T), np.int64), np.zeros((B, T), np.int64)
-    end = np.tile(np.arange(1, T + 1), (B, 1))  # padding sees itself only: nothing at all has no softmax
+    tokens, position = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
+    end = np.tile(np.arange(1, T + 1, dtype=np.int32), (B, 1))  # padding sees itself only: nothing at all has no softmax
     for b, row in enumerate(group):
         n = len(row.tokens)
         tokens[b, :n], position[b, :n], end[b, :n] = row.tokens, row.position, row.end

@@ -43,13 +43,13 @@ def _hidden(model: ScoringModel, grove: Grove, device: str) -> Iterator[tuple[Ba
         yield grove.stems, hidden
     for batch in grove.batches:
         if batch.causal:
-            yield batch, model.features(torch.from_numpy(batch.tokens).to(device))
+            yield batch, model.features(torch.from_numpy(batch.tokens).to(device).long())
         else:
             yield batch, _branched(model, batch, stems, lengths, device)[0]
 
 
 def _branched(model: ScoringModel, batch: Batch, stems: Cache | None, lengths: Tensor, device: str) -> tuple[Tensor, Cache]:
-    tokens, position, end = (torch.from_numpy(array).to(device) for array in (batch.tokens, batch.position, batch.end))
+    tokens, position, end = (torch.from_numpy(array).to(device).long() for array in (batch.tokens, batch.position, batch.end))
     before: Cache | None = None
     mask = _own_mask(end)
     if len(batch.stem):
@@ -97,7 +97,7 @@ def is_argmax(logits: Tensor, row: Tensor, target: Tensor) -> Tensor:
     if logits.device.type != "cpu":
         return logits.argmax(-1)[row] == target
     found = logits[row, target] == logits.amax(-1)[row]
-    likely = row[found].unique()
+    likely = torch.unique(row[found])
     best = torch.full((len(logits),), -1, dtype=torch.int64)
     best[likely] = logits[likely].argmax(-1)
     return best[row] == target

@@ -32,7 +32,7 @@ Packed = NewType("Packed", bytes)
 WIDTH = 4  # bytes per token
 
 
-def pack(tokens: Sequence[int]) -> Packed:
+def pack(tokens: Sequence[int] | Ints) -> Packed:
     """Token ids as `Packed`."""
     return Packed(np.asarray(tokens, ">u4").tobytes())
 

@@ -196,7 +196,8 @@ class ScoringPool:
                 seat.assignment = next_for(self._waiting, seat.warm, elsewhere)
                 self._waiting.remove(seat.assignment)
                 seat.warm.add(seat.assignment.checkpoint.shape)
-                seat.awaited = seat.actor.score.remote(seat.assignment)
+                following = next_for(self._waiting, seat.warm, elsewhere).checkpoint.path if self._waiting else None
+                seat.awaited = seat.actor.score.remote(seat.assignment, following)
         wanted = seats_wanted(len(self._seats), self._working, len(self._waiting), self._most_seats, self._least_seats)
         self._seats += [self._seat() for _ in range(wanted - len(self._seats))]
         if not self.unfinished:  # nobody needs a node that has not come yet

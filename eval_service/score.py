@@ -18,11 +18,13 @@ from losslens.tasks.requests import BuiltTask, Result
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Rows of the two tables, one per metric and one per option of every item; seconds by task, all formats together."""
+    """Rows of the two tables, one per metric and one per option of every item; by task, all formats together: seconds, and
+    items that were longer than the model and lost context on the left."""
 
     scores: pa.Table
     samples: pa.Table
     seconds: Mapping[str, float]
+    truncated: Mapping[str, int]
 
 
 def score_checkpoint(engine: Engine, checkpoint_id: str, tasks: Sequence[BuiltTask], scored_at: datetime) -> Scored:
@@ -34,9 +36,11 @@ def score_checkpoint(engine: Engine, checkpoint_id: str, tasks: Sequence[BuiltTa
     scores: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
     seconds: dict[str, float] = {}
+    truncated: dict[str, int] = {}
     for built in tasks:
         began = time.monotonic()
-        found, options = score_items(built, _answers(engine, built))
+        answers = _answers(engine, built)
+        found, options = score_items(built, answers)
         about = {
             "checkpoint_id": checkpoint_id,
             "task": built.task,
@@ -47,8 +51,10 @@ def score_checkpoint(engine: Engine, checkpoint_id: str, tasks: Sequence[BuiltTa
         }
         scores += [{**about, **asdict(score), "scored_at": scored_at} for score in found]
         samples += [{**about, **asdict(option)} for option in options]
+        if short := sum(any(result.truncated for result in item) for item in answers):
+            truncated[built.task] = truncated.get(built.task, 0) + short
         seconds[built.task] = seconds.get(built.task, 0.0) + time.monotonic() - began
-    return Scored(pa.Table.from_pylist(scores, schema=SCORES), pa.Table.from_pylist(samples, schema=SAMPLES), seconds)
+    return Scored(pa.Table.from_pylist(scores, schema=SCORES), pa.Table.from_pylist(samples, schema=SAMPLES), seconds, truncated)
 
 
 def _answers(engine: Engine, built: BuiltTask) -> list[list[Result]]:

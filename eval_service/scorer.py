@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval_service.admission import admit
 from eval_service.backlog import Assignment, Done
-from eval_service.checkpoints import read_config
+from eval_service.checkpoints import read_ahead, read_config
 from eval_service.choose import available, choose
 from eval_service.engine import Engine
 from eval_service.questions import Questions, versions
@@ -48,6 +48,14 @@ class Finished:
     load_seconds: float = 0.0
     task_seconds: Mapping[str, float] = field(default_factory=dict)
     losses: tuple[tuple[str, str, float], ...] = ()  # dataset, unit, value
+    truncated: Mapping[str, int] = field(default_factory=dict)  # items that lost context on the left, by task
+
+    @property
+    def warning(self) -> str:
+        """What did not fit into the model; empty when all did."""
+        return ", ".join(
+            f"{items} items of {task} are longer than the model and lost context on the left" for task, items in self.truncated.items()
+        )
 
 
 class Scorer:
@@ -61,8 +69,11 @@ class Scorer:
         """Task names and their present versions."""
         return versions(self._questions.build())
 
-    def score(self, assignment: Assignment) -> Finished:
-        """Load, ask, write. An error with a known cause is part of the answer, so that others go on."""
+    def score(self, assignment: Assignment, following: str | None = None) -> Finished:
+        """Load, ask, write. An error with a known cause is part of the answer, so that others go on.
+
+        `following`: a directory whose weights are read while this one is scored.
+        """
         began = time.monotonic()
         checkpoint = assignment.checkpoint
         name, reason = "", ""
@@ -75,6 +86,8 @@ class Scorer:
             engine.load(directory)
             load_seconds = time.monotonic() - loading
             logger.info("%s is scored by %s: %s", checkpoint.checkpoint_id, name, reason)
+            if following:
+                read_ahead(Path(following))
             questions = assignment.questions or self._questions
             tasks = [built for task in assignment.tasks for built in questions.of(task)]
             rows = score_checkpoint(engine, checkpoint.checkpoint_id, tasks, datetime.now(UTC))
@@ -93,6 +106,7 @@ class Scorer:
             options=rows.samples.num_rows,
             load_seconds=load_seconds,
             task_seconds=rows.seconds,
+            truncated=rows.truncated,
             losses=tuple((row["dataset"], row["unit"], row["value"]) for row in losses),
         )
 

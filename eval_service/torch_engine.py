@@ -12,7 +12,6 @@ import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from eval_service.forest import Grove, forest
 from eval_service.forward import scored
 from eval_service.greedy import generated
 from eval_service.planner import Floats, Ints, Piece, Plan, Prompt, assemble, by_owner, pack, plan, require_known
+from eval_service.plans import Plans, blocks
 from losslens.errors import DataMismatch, LosslensError
 from losslens.models.scoring import ScoringModel, plain_transformers, read_config
 from losslens.tasks.requests import GenerateResult, Request, Result
@@ -57,7 +57,7 @@ class TorchEngine:
         self._encoder: HubEncoder | None = None
         self._plain: PreTrainedModel | None = None
         self._shares = False
-        self._planned = lru_cache(maxsize=256)(_planned)
+        self._plans: Plans[tuple[Plan, tuple[Grove, ...]]] = Plans()
 
     def load(self, checkpoint: Path) -> None:
         """Hold this directory; see `Engine.load`."""
@@ -81,8 +81,12 @@ class TorchEngine:
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in order."""
+        return [result for block in blocks(requests) for result in self._block(block)]
+
+    def _block(self, requests: tuple[Request, ...]) -> list[Result]:
         model = self._loaded()
-        made, groves = self._planned(tuple(requests), self.encoder, self.window, model.vocab_size, self._budget, self._shares)
+        terms = (self.encoder, self.window, model.vocab_size, self._budget, self._shares)
+        made, groves = self._plans.of(requests, *terms, make=lambda: _planned(requests, *terms))
         results: dict[int, Result] = {}
         results.update(assemble(made.truncated, *scored(model, groves, self._device)))
         for owner, text in self._generate(made.prompts).items():
@@ -180,7 +184,8 @@ def branching_probe(vocab_size: int, max_len: int) -> list[list[int]]:
     draw = np.random.default_rng(21)
 
     def tokens(count: int) -> list[int]:
-        return draw.integers(0, vocab_size, max(1, count)).tolist()
+        drawn: list[int] = draw.integers(0, vocab_size, max(1, count)).tolist()
+        return drawn
 
     stem, trunk = tokens(min(48, max_len // 2)), tokens(min(20, max_len // 3))
     behind = [[*stem, *item, *tokens(2)] for item in (tokens(max_len // 16) for _ in range(5)) for _ in range(3)]

@@ -14,7 +14,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from eval_service.planner import (
     require_known,
     unpack,
 )
+from eval_service.plans import Plans, blocks
 from losslens.errors import DataMismatch, EnvironmentFailure, LosslensError
 from losslens.tasks.requests import GenerateResult, Request, Result
 
@@ -87,7 +88,7 @@ class VllmEngine:
         self._warm: OrderedDict[tuple[str, str], _Warm] = OrderedDict()
         self._most = warm
         self._current: _Warm | None = None
-        self._planned = lru_cache(maxsize=256)(_planned)
+        self._plans: Plans[tuple[Plan, tuple[Choice, ...], tuple[Prefill, ...]]] = Plans()
 
     def load(self, checkpoint: Path) -> None:
         """Hold this directory; see `Engine.load`. Every load is proven by a probe against plain transformers."""
@@ -113,8 +114,12 @@ class VllmEngine:
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in order."""
+        return [result for block in blocks(requests) for result in self._block(block)]
+
+    def _block(self, requests: tuple[Request, ...]) -> list[Result]:
         warm = self._loaded()
-        made, choices, whole = self._planned(tuple(requests), warm.encoder, warm.window, warm.vocab_size)
+        terms = (warm.encoder, warm.window, warm.vocab_size)
+        made, choices, whole = self._plans.of(requests, *terms, make=lambda: _planned(requests, *terms))
         scored = [
             *((np.array(c.owners), *scores) for c, scores in zip(choices, warm.choose(choices), strict=True)),
             *((p.owner, *scores) for p, scores in zip(whole, warm.prefill(whole), strict=True)),

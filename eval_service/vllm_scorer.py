@@ -53,18 +53,20 @@ def scored(base: Any, name: str) -> Any:
     return Scored
 
 
-class TargetLogprobs(Pooler):  # type: ignore[misc]
+class TargetLogprobs(Pooler):
     """Per request a float32 tensor [K, 2]: log-probability, and 1 where the target is the likeliest token.
 
     A request names in `extra_kwargs` either `start`: each token after that one is a target of the row before it; or `ids`:
     these are the targets of its last row. Rows that the prefix cache has taken over are missing: the caller counts.
     """
 
+    _model: Any
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         object.__setattr__(self, "_model", model)  # not a submodule: it would be its own parent's
 
-    def get_supported_tasks(self) -> set[str]:
+    def get_supported_tasks(self) -> set[Any]:
         """The task that hands over every token's row."""
         return {"token_classify"}
 

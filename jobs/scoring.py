@@ -59,6 +59,9 @@ class Scoring:
         elif record.engine not in self._said:
             self._said.add(record.engine)
             self._board.say(f"{self._label} with {record.engine}: {record.reason}")
+        if record.warning and record.warning not in self._said:
+            self._said.add(record.warning)
+            self._board.say(f"{self._label}: {record.warning}")
 
 
 def _note(pool: ScoringPool) -> str:

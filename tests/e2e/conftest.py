@@ -87,4 +87,5 @@ def start(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[...,
         if command.process.poll() is None:
             os.killpg(command.process.pid, signal.SIGKILL)
             command.process.wait()
-        command.process.stdout.close()
+        if command.process.stdout:
+            command.process.stdout.close()

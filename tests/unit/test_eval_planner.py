@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from eval_service.fake import ByteEncoder, FakeEngine, batches_of, fake_logprob, path
 from eval_service.forest import Batch, Grove, forest
 from eval_service.planner import Piece, cut, length, pack, plan, prefills, require_known, unpack
+from eval_service.plans import Plans, blocks, sizes
 from losslens.errors import UserError
 from losslens.tasks.requests import Generate, LogLikelihood, LogLikelihoodResult, Request
 
@@ -225,3 +226,19 @@ def test_plans_are_made_once_per_task() -> None:
     engine.run(asked)
     engine.run([LogLikelihood("a", "b")])
     assert engine._plan.cache_info().hits == 1
+
+
+@given(st.lists(ASKED, max_size=30), st.integers(1, 60))
+def test_blocks_are_the_requests_in_order_and_bounded(asked: list[LogLikelihood], most: int) -> None:
+    cut_up = list(blocks(asked, most))
+    assert [request for block in cut_up for request in block] == asked
+    assert all(len(block) == 1 or sum(sizes(block)) <= most + len(block[0].context) for block in cut_up)
+
+
+def test_the_oldest_plans_go_when_the_text_they_are_for_is_too_much() -> None:
+    plans: Plans[int] = Plans(kept=250)
+    asked = [(LogLikelihood("x" * 99, str(i)),) for i in range(3)]
+    made: list[int] = []
+    for i in (0, 1, 0, 2, 0, 1):
+        plans.of(asked[i], "encoder", make=lambda i=i: made.append(i) or i)  # type: ignore[misc, func-returns-value]
+    assert made == [0, 1, 2, 1]

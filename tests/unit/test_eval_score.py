@@ -106,3 +106,13 @@ def test_unknown_tasks_are_refused_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match="skill_coppy") as refused:
         Questions(("skill_coppy",)).build()
     assert "skill_copy" in refused.value.remedy
+
+
+def test_items_longer_than_the_model_are_counted(tmp_path: Path) -> None:
+    engine = FakeEngine(max_len=12)  # tokens of a question and the first of its options
+    engine.load(tmp_path)
+    rows = score_checkpoint(engine, "run/step-1", [CHOICE, OPEN], NOW)
+    assert rows.truncated == {}
+    engine = FakeEngine(max_len=8)
+    engine.load(tmp_path)
+    assert score_checkpoint(engine, "run/step-1", [CHOICE, OPEN], NOW).truncated == {"quiz": 6}

@@ -163,6 +163,7 @@ class Decoder(LanguageModel):
         x = self.model.embed_tokens(tokens)
         kept: Cache = []
         for i, block in enumerate(self.model.layers):
+            assert isinstance(block, Block)
             attended, own = block.self_attn.branched(block.input_layernorm(x), cos, sin, mask, before[i] if before else None)
             x = x + attended
             x = x + block.mlp(block.post_attention_layernorm(x))
