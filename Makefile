@@ -3,7 +3,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 N := 20
 
-.PHONY: setup demo test check bench chaos golden clean
+.PHONY: setup demo test check bench bench-scoring chaos golden clean
 
 setup: $(READY)
 
@@ -29,6 +29,9 @@ chaos: $(READY)
 
 bench: $(READY)
 	set -e; for script in tests/bench/bench_*.py; do echo "== $$script"; $(PY) "$$script"; done
+
+bench-scoring: $(READY)
+	$(PY) tests/bench/bench_lm_eval.py
 
 golden: $(READY)
 	$(PY) -m pytest -q --golden

@@ -17,12 +17,14 @@ VERBS = (
     "pretrain",
     "sweep",
     "evaluate",
+    "import",
     "sql",
     "thresholds",
     "correlations",
     "report",
     "status",
     "doctor",
+    "serve",
     "drain-watcher",
 )
 

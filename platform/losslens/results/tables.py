@@ -17,7 +17,10 @@ CHECKPOINTS = pa.schema(
     [("checkpoint_id", _S), ("run_id", _S), ("step", _I), ("tokens", _I), ("flops", _F), ("path", _S)]
     + [("weights_sha256", _S), ("created_at", _T)]
 )
-LOSSES = pa.schema([("checkpoint_id", _S), ("dataset", _S), ("unit", _S), ("value", _F), ("stderr", _F), ("tokens", _I), ("bytes", _I)])
+LOSSES = pa.schema(
+    [("checkpoint_id", _S), ("dataset", _S), ("unit", _S), ("value", _F), ("stderr", _F), ("tokens", _I), ("bytes", _I)]
+    + [("method", _S)]  # what was measured and how, where `evaluate` did it
+)
 SCORES = pa.schema(
     [("checkpoint_id", _S), ("task", _S), ("task_version", _I), ("format", _S), ("shots", _I), ("metric", _S), ("value", _F)]
     + [("stderr", _F), ("n", _I), ("chance", _F), ("higher_is_better", _B), ("engine", _S), ("scored_at", _T)]

@@ -66,7 +66,7 @@ class WinoGrandeRow(Row, frozen=True):
 def _read_winogrande(row: WinoGrandeRow) -> Choice:
     before, after = row.sentence.split("_")
     stem = f"{row.sentence}\nQuestion: What does the blank _ stand for?"
-    return Choice(stem, row.choices, row.label, before=before, after=after)
+    return Choice(stem, row.choices, row.label, before=before, after=f" {after.strip()}")  # one space, as in lm-eval
 
 
 class QueryRow(Row, frozen=True):
@@ -124,7 +124,12 @@ def _read_lambada(row: LambadaRow) -> Answer:
 HELLASWAG = ChoiceTask(name="hellaswag", row=HellaSwagRow, read=_read_hellaswag, language=ENGLISH, formats=LETTER_AND_TEXT)
 RACE = ChoiceTask(name="race", row=RaceRow, read=_read_race, language=ENGLISH, formats=LETTER_AND_TEXT, shots=2)
 WINOGRANDE = ChoiceTask(
-    name="winogrande", row=WinoGrandeRow, read=_read_winogrande, language=ENGLISH, formats={"letter": lettered, "pair": partial}
+    name="winogrande",
+    row=WinoGrandeRow,
+    read=_read_winogrande,
+    language=ENGLISH,
+    formats={"letter": lettered, "pair": partial},
+    version=2,
 )
 PIQA = ChoiceTask(name="piqa", row=QueryRow, read=_read_query, language=ENGLISH, formats=LETTER_AND_TEXT)
 ARC_EASY = ChoiceTask(name="arc_easy", row=QueryRow, read=_read_query, language=ENGLISH, formats=LETTER_AND_TEXT)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from losslens.tasks.records import CHINESE, ENGLISH, LETTER_AND_TEXT, Choice, ChoiceTask
+from dataclasses import replace
+
+from losslens.tasks.records import CHINESE, ENGLISH, LETTER_AND_TEXT, Choice, ChoiceTask, Language, Scored, lettered, spelled
 from losslens.tasks.rows import Options, Row, Text, require_gold
 
 
@@ -22,12 +24,16 @@ def _read_mmlu(row: ExamRow) -> Choice:
     question = row.question.strip()
     return Choice(
         question,
-        tuple(choice.strip() for choice in row.choices),
+        row.choices,  # white space around some of them is shown, as in lm-eval
         row.label,
         before=f"Question: {question}\nAnswer:",
         group=row.subject,
         header=f"The following are multiple choice questions (with answers) about {row.subject.replace('_', ' ')}.",
     )
+
+
+def _spelled_trimmed(choice: Choice, language: Language) -> tuple[Scored, ...]:
+    return spelled(replace(choice, options=tuple(option.strip() for option in choice.options)), language)
 
 
 def _read_ceval(row: ExamRow) -> Choice:
@@ -98,7 +104,15 @@ CEVAL_SUBJECTS = {
     "veterinary_medicine": "兽医学",
 }
 
-MMLU = ChoiceTask(name="mmlu", row=ExamRow, read=_read_mmlu, language=ENGLISH, formats=LETTER_AND_TEXT, shots=5)
+MMLU = ChoiceTask(
+    name="mmlu",
+    row=ExamRow,
+    read=_read_mmlu,
+    language=ENGLISH,
+    formats={"letter": lettered, "text": _spelled_trimmed},
+    shots=5,
+    version=2,
+)
 CEVAL = ChoiceTask(name="ceval", row=ExamRow, read=_read_ceval, language=CHINESE, formats=LETTER_AND_TEXT, shots=5)
 
 TASKS = (MMLU, CEVAL)
