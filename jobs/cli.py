@@ -6,7 +6,6 @@ pyarrow and transformers. Whatever goes wrong is turned into an exit code in one
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from jobs.console import Format, show
+from jobs.interrupt import interruptible, leave
 
 if TYPE_CHECKING:
     from jobs.study import Summary
@@ -26,7 +26,8 @@ class _Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with interruptible():
+                return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
             from jobs.failures import explain
 
@@ -35,8 +36,7 @@ class _Verbs(TyperGroup):
                 raise
             failure.print(error if ctx.params.get("debug") else None)
             if isinstance(error, KeyboardInterrupt):
-                sys.stderr.flush()
-                os._exit(failure.exit_code)  # not waiting for Ray: see `cluster.connect.connected`
+                leave(failure.exit_code)  # not waiting for Ray: see `cluster.connect.connected`
             raise typer.Exit(failure.exit_code) from error
 
 
@@ -157,20 +157,66 @@ def _sweep(
 
 @app.command("evaluate")
 def _evaluate(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A study's results, a directory of checkpoints or a Hugging Face model.")],
-    tasks: Annotated[str, typer.Option("--tasks", metavar="A,B", help="Tasks, separated by commas.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A study's results, a directory of checkpoints, a Hugging Face model or hf:ORG/NAME.")
+    ],
+    tasks: Annotated[str, typer.Option("--tasks", metavar="A,B", help="Tasks by name, or YAML files that declare one.")] = "",
+    losses: Annotated[
+        list[str] | None, typer.Option("--loss", metavar="NAME=PATH", help="Measure the loss on this text or packed corpus; repeatable.")
+    ] = None,
+    stride: Annotated[int | None, typer.Option("--stride", min=1, help="Tokens a window moves on (default: half of it).")] = None,
     engine: Engine = "auto",
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Items per task: a fixed pseudo-random subset.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on: score checkpoints as they appear.")] = False,
+    until_idle: Annotated[
+        float | None, typer.Option("--until-idle", metavar="SECONDS", min=0, help="Watch until nothing was new for so long.")
+    ] = None,
+    revisions: Annotated[
+        str | None, typer.Option("--revisions", metavar="A,B", help="Branches, tags, commits or directories, by shell patterns: 'step*'.")
+    ] = None,
+    step_pattern: Annotated[
+        str | None, typer.Option("--step-pattern", metavar="REGEX", help="Groups step and tokens in a name (default: Pythia's, OLMo's).")
+    ] = None,
+    tokens_per_step: Annotated[int | None, typer.Option("--tokens-per-step", min=1, help="Tokens are so many times the step.")] = None,
+    cache: Annotated[Path | None, typer.Option("--cache", metavar="DIR", help="Downloads (default: ~/.cache/losslens/hub).")] = None,
+    cache_size: Annotated[str, typer.Option("--cache-size", metavar="SIZE", help="At most; what is scored goes first.")] = "50GB",
     results: Annotated[Path, typer.Option("--results", metavar="DIR", help="Where scores go.")] = Path("results"),
     data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Task files: DIR/TASK/test.jsonl[.gz].")] = None,
     format: AsFormat = Format.table,
 ) -> None:
-    """Score checkpoints on tasks."""
-    from jobs.evaluate import evaluate
+    """Score checkpoints on tasks, and measure their held-out losses."""
+    from eval_service.loss_corpus import loss_corpora
+    from eval_service.position import DEFAULT_PATTERN
+    from jobs.evaluate import Choice, evaluate
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    show(evaluate(target, names, engine, limit, watch, results, data, present=lambda scores: show(scores, format)), format)
+    choice = Choice(tuple(_listed(revisions or "")), step_pattern or DEFAULT_PATTERN, tokens_per_step, cache, cache_size)
+    scores = evaluate(
+        target,
+        _listed(tasks),
+        engine,
+        limit,
+        watch,
+        results,
+        data,
+        losses=loss_corpora(losses or (), stride),
+        choice=choice,
+        until_idle=until_idle,
+        present=lambda scores: show(scores, format),
+    )
+    show(scores, format)
+
+
+@app.command("import")
+def _import(
+    source: Annotated[Literal["lm-eval"], typer.Argument(metavar="FORMAT", help="Who wrote it: lm-eval.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A results file, or a directory that holds some.")],
+    results: Annotated[Path, typer.Option("--results", metavar="DIR", help="Where the rows go.")] = Path("results"),
+    format: AsFormat = Format.table,
+) -> None:
+    """Take over scores that others have measured."""
+    from jobs.import_results import import_results
+
+    show(import_results(source, path, results), format)
 
 
 @app.command("sql")
@@ -255,6 +301,33 @@ def _doctor(format: AsFormat = Format.table) -> None:
         raise EnvironmentFailure(f"this machine lacks what losslens needs: {', '.join(missing)}", "see the remedies above")
 
 
+@app.command("serve")
+def _serve(
+    host: Annotated[str, typer.Option("--host", help="Where to listen; beyond this machine only with a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8117,
+    roots: Annotated[
+        list[Path] | None,
+        typer.Option("--root", metavar="DIR", help="Checkpoints lie under it (default: the results); repeatable."),
+    ] = None,
+    results: Annotated[Path, typer.Option("--results", metavar="DIR", help="Where scores and the queue go.")] = Path("results"),
+    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Task files: DIR/TASK/test.jsonl[.gz].")] = None,
+    engine: Annotated[
+        Literal["auto", "vllm", "torch", "fake"], typer.Option("--engine", help="What scores; fake makes numbers up, to try the service.")
+    ] = "auto",
+    min_scorers: Annotated[int, typer.Option("--min-scorers", min=0, help="Scorers that stay when nothing is queued.")] = 0,
+    max_scorers: Annotated[int, typer.Option("--max-scorers", min=1, help="Scorers at most.")] = 1,
+    gpus: Annotated[float, typer.Option("--gpus-per-scorer", min=0, help="GPUs, or a part of one, that a scorer gets.")] = 0,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", metavar="FILE", help="The token that requests must bear (or LOSSLENS_TOKEN).")
+    ] = None,
+    drain: Annotated[float, typer.Option("--drain", metavar="SECONDS", min=0, help="What runs may take after SIGTERM.")] = 60.0,
+) -> None:
+    """Score checkpoints that are submitted over HTTP."""
+    from jobs.serve import Settings, serve
+
+    serve(Settings(host, port, tuple(roots or ()), results, data, engine, min_scorers, max_scorers, gpus, token_file, drain))
+
+
 @app.command("drain-watcher")
 def _drain_watcher(
     source: Annotated[str, typer.Option("--source", metavar="aws|gcp|file:PATH", help="Who gives notice: a cloud or a file.")],
@@ -267,6 +340,10 @@ def _drain_watcher(
     from jobs.watch_drain import watch_drain
 
     watch_drain(source, endpoint, address, node_id, every)
+
+
+def _listed(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _spec(study: str, overrides: list[str] | None) -> StudySpec:

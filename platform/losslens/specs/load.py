@@ -14,7 +14,7 @@ import yaml
 
 from losslens.errors import UserError
 from losslens.specs import dialect
-from losslens.specs.study import Part, StudySpec
+from losslens.specs.study import TASK_FILES, Part, StudySpec
 from losslens.specs.validate import validate
 
 _SUFFIX = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
@@ -38,10 +38,10 @@ def load_study(study: str, overrides: Iterable[str] = ()) -> StudySpec:
         UserError: no such study, malformed YAML, an unknown key (named with its nearest neighbour), a value of the
             wrong type or out of bounds, or shapes that cannot be.
     """
-    raw = _parse(_text(study), study)
+    raw = _with_task_files(_parse(_text(study), study), Path() if study in bundled() else Path(study).parent)
     for override in overrides:
         _override(raw, override)
-    return validate(_convert(_quantities(raw)))
+    return validate(_convert(_quantities(_with_task_files(raw, Path()))))
 
 
 def _text(study: str) -> str:
@@ -66,6 +66,15 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where}{line} is not valid YAML: {problem}", "mend that line") from error
     if not isinstance(raw, dict):
         raise UserError(f"{where} does not hold a mapping of study keys", "see `losslens plan demo` for an example")
+    return raw
+
+
+def _with_task_files(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Paths of task files made absolute, so that the resolved study can lie anywhere: those in a study file are relative to it."""
+    evaluation = raw.get("evaluation")
+    tasks = evaluation.get("tasks") if isinstance(evaluation, dict) else None
+    if isinstance(evaluation, dict) and isinstance(tasks, list):
+        evaluation["tasks"] = [str((folder / t).absolute()) if isinstance(t, str) and t.endswith(TASK_FILES) else t for t in tasks]
     return raw
 
 

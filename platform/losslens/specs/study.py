@@ -18,6 +18,7 @@ Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=float_info.max)]
 Real = Annotated[float, msgspec.Meta(ge=-float_info.max, le=float_info.max)]  # canonical text has no infinity
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+TASK_FILES = (".yaml", ".yml")  # how a task ends that is a file
 Architecture = Literal["paper", "llama", "gpt_neox"]
 
 
@@ -162,7 +163,8 @@ class CrossCheckSpec(Part, frozen=True, kw_only=True):
 
 
 class EvaluationSpec(Part, frozen=True, kw_only=True):
-    """What is asked of every checkpoint. `data` is a directory of `<task>/{test,dev}.jsonl[.gz]`."""
+    """What is asked of every checkpoint. A task is a name or a YAML file that declares it, relative to the study file.
+    `data` is a directory of `<task>/{test,dev}.jsonl[.gz]`."""
 
     tasks: tuple[str, ...]
     engine: Literal["auto", "vllm", "torch"] = "auto"

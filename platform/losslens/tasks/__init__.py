@@ -4,6 +4,7 @@
 scores. Nothing here knows an engine, a tokenizer or a checkpoint.
 """
 
-from losslens.tasks.registry import build, names
+from losslens.tasks.declared import DeclaredTask
+from losslens.tasks.registry import build, names, resolve
 
-__all__ = ["build", "names"]
+__all__ = ["DeclaredTask", "build", "names", "resolve"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from losslens.errors import UserError
-from losslens.tasks.records import Answer, Choice, ChoiceTask, OpenTask, Render, Scored
+from losslens.tasks.records import Answer, Choice, ChoiceForm, ChoiceTask, OpenForm, OpenTask, Render, Scored
 from losslens.tasks.requests import BuiltTask, Format, Generate, Item, LogLikelihood, Request
 from losslens.tasks.rows import read_rows
 
@@ -30,34 +30,45 @@ T = TypeVar("T")
 
 def build_choice(task: ChoiceTask[Any], data: Path, *, limit: int | None, seed: int) -> list[BuiltTask]:
     """One `BuiltTask` per format of the task."""
-    asked = _asked(task.name, [task.read(row) for row in read_rows(data, task.name, "test", task.row)], limit, seed)
-    examples: dict[str, list[Choice]] = {}
-    if task.shots:
-        choices = [task.read(row) for row in read_rows(data, task.name, "dev", task.row)]
-        for group in sorted({choice.group for _, choice in asked}):
-            examples[group] = _drawn(task.name, group, task.shots, [choice for choice in choices if choice.group == group])
-    built = []
-    for format, render in task.formats.items():
-        items = tuple(_choice_items(task, render, asked, examples))
-        built.append(BuiltTask(task.name, format, task.shots, task.version, CHOICE_METRICS[format], items))
-    return built
+    questions = [task.read(row) for row in read_rows(data, task.name, "test", task.row)]
+    examples = [task.read(row) for row in read_rows(data, task.name, "dev", task.row)] if task.shots else []
+    return ask_choice(task, questions, examples, limit=limit, seed=seed)
 
 
 def build_open(task: OpenTask[Any], data: Path, *, limit: int | None, seed: int) -> list[BuiltTask]:
     """The one `BuiltTask` of an open task, as a list like its sibling."""
-    asked = _asked(task.name, [task.read(row) for row in read_rows(data, task.name, "test", task.row)], limit, seed)
-    preamble = ""
+    questions = [task.read(row) for row in read_rows(data, task.name, "test", task.row)]
+    examples = [task.read(row) for row in read_rows(data, task.name, "dev", task.example_row)] if task.shots else []
+    return ask_open(task, questions, examples, limit=limit, seed=seed)
+
+
+def ask_choice(
+    task: ChoiceForm, questions: Sequence[Choice], examples: Sequence[Choice], *, limit: int | None, seed: int
+) -> list[BuiltTask]:
+    """The questions, in each format of the task; `examples` are those to draw from."""
+    asked = _asked(task.name, questions, limit, seed)
+    drawn: dict[str, list[Choice]] = {}
     if task.shots:
-        answers = [task.read(row) for row in read_rows(data, task.name, "dev", task.example_row)]
-        drawn = _drawn(task.name, "", task.shots, answers)
-        preamble = "".join(answer.prompt + answer.target + _BETWEEN for answer in drawn)
-    items = tuple(_open_item(task, item_id, preamble, answer) for item_id, answer in asked)
+        for group in sorted({choice.group for _, choice in asked}):
+            drawn[group] = _drawn(task.name, group, task.shots, [choice for choice in examples if choice.group == group])
+    built = []
+    for format, render in task.formats.items():
+        items = tuple(_choice_items(task, render, asked, drawn))
+        built.append(BuiltTask(task.name, format, task.shots, task.version, CHOICE_METRICS[format], items))
+    return built
+
+
+def ask_open(task: OpenForm, questions: Sequence[Answer], examples: Sequence[Answer], *, limit: int | None, seed: int) -> list[BuiltTask]:
+    """The questions in open format; `examples` are those to draw from."""
+    drawn = _drawn(task.name, "", task.shots, examples) if task.shots else []
+    preamble = "".join(answer.prompt + answer.target + _BETWEEN for answer in drawn)
+    items = tuple(_open_item(task, item_id, preamble, answer) for item_id, answer in _asked(task.name, questions, limit, seed))
     match = task.generation.match if task.generation else "text"
     return [BuiltTask(task.name, "open", task.shots, task.version, OPEN_METRICS, items, match)]
 
 
 def _choice_items(
-    task: ChoiceTask[Any], render: Render, asked: Sequence[tuple[str, Choice]], examples: Mapping[str, list[Choice]]
+    task: ChoiceForm, render: Render, asked: Sequence[tuple[str, Choice]], examples: Mapping[str, list[Choice]]
 ) -> Iterable[Item]:
     preambles = {group: _preamble(task, render, drawn) for group, drawn in examples.items()}
     for item_id, choice in asked:
@@ -66,7 +77,7 @@ def _choice_items(
         yield choice_item(f"{choice.group}/{item_id}" if choice.group else item_id, choice.gold, options)
 
 
-def _preamble(task: ChoiceTask[Any], render: Render, examples: Sequence[Choice]) -> str:
+def _preamble(task: ChoiceForm, render: Render, examples: Sequence[Choice]) -> str:
     gold = [render(choice, task.language)[choice.gold] for choice in examples]
     return "".join(scored.context + scored.continuation + _BETWEEN for scored in gold)
 
@@ -101,9 +112,9 @@ def gold_item(item_id: str, gold: Scored, chance: float) -> Item:
     )
 
 
-def _open_item(task: OpenTask[Any], item_id: str, preamble: str, answer: Answer) -> Item:
+def _open_item(task: OpenForm, item_id: str, preamble: str, answer: Answer) -> Item:
     prompt = preamble + answer.prompt
-    scored = gold_item(item_id, Scored(prompt + answer.lead, answer.gold, answer.joint), chance=0.0)
+    scored = gold_item(item_id, Scored(prompt + answer.lead, answer.gold, answer.joint), task.chance)
     if task.generation is None:
         return scored
     requests: tuple[Request, ...] = (Generate(prompt, task.generation.stop, task.generation.max_tokens), *scored.requests)

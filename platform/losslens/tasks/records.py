@@ -81,16 +81,22 @@ LETTER_AND_TEXT: Mapping[Format, Render] = {"letter": lettered, "text": spelled}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChoiceTask(Generic[R]):
-    """A benchmark of questions with options."""
+class ChoiceForm:
+    """How questions with options are asked."""
 
     name: str
-    row: type[R]
-    read: Callable[[R], Choice]
     language: Language
     formats: Mapping[Format, Render]
     shots: int = 0
     version: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChoiceTask(ChoiceForm, Generic[R]):
+    """A benchmark of questions with options."""
+
+    row: type[R]
+    read: Callable[[R], Choice]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +122,21 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenTask(Generic[R]):
-    """A benchmark of open questions. Without a `generation`, exact match is whether greedy decoding gives the gold answer."""
+class OpenForm:
+    """How open questions are asked. Without a `generation`, exact match is whether greedy decoding gives the gold answer.
+    `chance` is that of giving the right answer by guessing."""
 
     name: str
-    row: type[R]
-    example_row: type[R]
-    read: Callable[[R], Answer]
     generation: Generation | None
     shots: int = 0
     version: int = 1
+    chance: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenTask(OpenForm, Generic[R]):
+    """A benchmark of open questions."""
+
+    row: type[R]
+    example_row: type[R]
+    read: Callable[[R], Answer]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from losslens.errors import UserError
-from losslens.tasks import arithmetic, chinese, english, exams, skills
+from losslens.tasks import arithmetic, chinese, declared, english, exams, skills
 from losslens.tasks.builder import build_choice, build_open, pick
+from losslens.tasks.declared import DeclaredTask
 from losslens.tasks.records import ChoiceTask, OpenTask
 from losslens.tasks.requests import BuiltTask
 
@@ -25,7 +26,23 @@ def names() -> tuple[str, ...]:
     return (*BENCHMARKS, *GENERATED)
 
 
-def build(task: str, *, data: Path | None, limit: int | None, seed: int, seq_len: int | None) -> list[BuiltTask]:
+def resolve(tasks: Iterable[str]) -> tuple[str | DeclaredTask, ...]:
+    """What `build` takes, for tasks as users name them: a name stays one, the path of a YAML file becomes the task it declares.
+
+    Raises:
+        UserError: a declaration that does not hold (see `declared.read`), or two tasks of one name.
+    """
+    resolved: dict[str, str | DeclaredTask] = {}
+    for task in dict.fromkeys(tasks):
+        found = declared.read(Path(task).expanduser()) if declared.is_declared(task) else task
+        name = task if isinstance(found, str) else found.name
+        if name in resolved or (not isinstance(found, str) and name in names()):
+            raise UserError(f"{task} declares a task called `{name}`, and there is another of that name", "give it a `name` of its own")
+        resolved[name] = found
+    return tuple(resolved.values())
+
+
+def build(task: str | DeclaredTask, *, data: Path | None, limit: int | None, seed: int, seq_len: int | None) -> list[BuiltTask]:
     """The task in each of its formats.
 
     `data` holds `<task>/{test,dev}.jsonl[.gz]` (generated tasks ignore it). `limit` asks a pseudo-random subset fixed by
@@ -37,9 +54,9 @@ def build(task: str, *, data: Path | None, limit: int | None, seed: int, seq_len
     """
     if limit is not None and limit < 2:
         raise UserError(f"a limit of {limit} leaves no standard error", "ask at least 2 items of each task")
-    built = _build(task, data, limit, seed, seq_len)
+    built = task.build(limit, seed) if isinstance(task, DeclaredTask) else _build(task, data, limit, seed, seq_len)
     if len(built[0].items) < 2:
-        raise UserError(f"task `{task}` has {len(built[0].items)} item, which has no standard error", "give it at least 2 rows")
+        raise UserError(f"task `{built[0].task}` has {len(built[0].items)} item, which has no standard error", "give it at least 2 rows")
     return built
 
 

@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -59,6 +59,40 @@ def read_rows(data: Path, task: str, split: Split, row: type[R]) -> list[R]:
     if not rows:
         raise UserError(f"{path} has no rows", _REMEDY)
     return rows
+
+
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file and line in words, fields) of every row of a jsonl[.gz] or Parquet file, whatever its fields.
+
+    Raises:
+        UserError: as `read_rows`; also for a file of another kind.
+    """
+    if path.suffix == ".parquet":
+        yield from _parquet_records(path)
+        return
+    if path.suffix != ".jsonl" and path.suffixes[-2:] != [".jsonl", ".gz"]:
+        raise UserError(f"{path} is of no kind that task data has", "give a file whose name ends in .jsonl, .jsonl.gz or .parquet")
+    decoder = msgspec.json.Decoder(dict[str, Any])
+    for number, line in _lines(path):
+        try:
+            yield f"{path}, line {number}", decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: {_in_words(error)}", "mend the line: each is one JSON object") from error
+
+
+def _parquet_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow as pa  # slow to import, and only this kind needs it
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", record
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}", "fetch the file again") from error
 
 
 _REMEDY = "mend the line or fetch the file again; docs/TASKS.md lists the fields of every task"
