@@ -11,8 +11,8 @@ import pytest
 from eval_service.backlog import Assignment
 from eval_service.checkpoints import Checkpoint
 from eval_service.fake import FakeEngine
-from eval_service.score import score_checkpoint
 from eval_service.questions import Questions
+from eval_service.score import score_checkpoint
 from eval_service.scorer import Scorer, already_scored
 from losslens.errors import UserError
 from losslens.results import Results
