@@ -10,7 +10,7 @@ from eval_service.vllm_engine import installed, serves
 from losslens.errors import EnvironmentFailure, UserError
 
 # Parameters from which vLLM is taken on a CPU. Measured at 2.8M and 18.9M, where one plain forward scores more options a
-# second than vLLM's exact route (shared facts; tests/bench/bench_scoring.py); not measured above 19M.
+# second than vLLM does (tests/bench/bench_lm_eval.py); not measured above 19M.
 LARGE_ON_CPU = 300_000_000
 
 

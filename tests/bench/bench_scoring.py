@@ -1,18 +1,18 @@
-"""Options a second of both engines beside a plain transformers loop, and how far their log-probabilities differ from it.
+"""What computing shared context once saves the torch engine, by batch size, and how far both engines are from transformers.
 
     python -m tests.bench.bench_scoring [--items 300] [--engines torch,vllm]
 
-Speed: the paper's block with 2.8M parameters and a vocabulary of 8,192, random words, float32, one thread unless
-OMP_NUM_THREADS says more. `text` is like zero-shot HellaSwag (4 endings of 8 to 40 tokens after 20 to 70), `letter` like
-few-shot MMLU (4 single-token options after 300 tokens). The plain loop is what most harnesses do: right-padded batches of
-64 options sorted by length, all logits, its tokens made beforehand. `first` includes tokenising and planning, `next` is
-every later checkpoint.
+Savings: the paper's block with 2.8M parameters and a vocabulary of 8,192, random words, float32, one thread unless
+OMP_NUM_THREADS says more; later checkpoints, whose plan is there. `text` is like zero-shot HellaSwag (4 endings of 8 to 40
+tokens after 20 to 70), `letter` like one subject of five-shot MMLU (4 single-token options after 60 to 140 tokens after 300
+that all items share). Speed beside other programs: bench_lm_eval.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from eval_service.encoder import encoder_of
 from eval_service.engine import Engine
+from eval_service.forest import forest
+from eval_service.planner import plan
 from eval_service.torch_engine import TorchEngine
 from eval_service.vllm_engine import VllmEngine, installed
 from losslens.families import Shape
@@ -37,7 +39,7 @@ from tests.tiny_models import requests, tiny_model
 
 SHAPE = Shape("paper", 8192, 128, 352, 4, 2, 4, 512, 10_000.0, tie_embeddings=False)
 ARCHITECTURES = ("paper", "llama", "gpt_neox")
-BATCH = 64
+BUDGETS = (512, 1024, 2048, 4096)
 
 
 def main() -> None:
@@ -53,27 +55,38 @@ def main() -> None:
         engines[name] = TorchEngine() if name == "torch" else VllmEngine()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with tempfile.TemporaryDirectory() as folder:
-        speed(Path(folder), engines, given.items)
+        savings(Path(folder), given.items)
         agreement(Path(folder), engines)
     for engine in engines.values():
         engine.close()
 
 
-def speed(folder: Path, engines: dict[str, Engine], items: int) -> None:
-    """Options a second, by workload."""
+def savings(folder: Path, items: int) -> None:
+    """Computed tokens and options a second, by workload, with and without sharing, by padded tokens a batch."""
     directory = random_word_model(folder / "speed")
-    for engine in engines.values():
-        engine.load(directory)
-    print(f"{SHAPE.params / 1e6:.1f}M parameters, {items} items of 4 options, {torch.get_num_threads()} thread(s): options/s")
-    print(f"{'':24}{'first':>10}{'next':>10}")
+    print(
+        f"{SHAPE.params / 1e6:.1f}M parameters, {items} items of 4 options, {torch.get_num_threads()} thread(s): options/s by tokens a batch"
+    )
+    print(f"{'':20}{'tokens':>10}" + "".join(f"{budget:>9,}" for budget in BUDGETS))
     for workload, asked in {"text": endings(items), "letter": letters(items // 4)}.items():
-        plain = seconds(plain_loop(directory, asked))
-        print(f"{workload + ', plain loop':24}{'':>10}{len(asked) / plain:10,.0f}")
-        for name, engine in engines.items():
-            first = seconds(lambda engine=engine, asked=asked: engine.run(asked))  # type: ignore[misc]
-            engine.load(directory)  # empties vLLM's prefix cache, as the next checkpoint does
-            after = seconds(lambda engine=engine, asked=asked: engine.run(asked))  # type: ignore[misc]
-            print(f"{workload + ', ' + name:24}{len(asked) / first:10,.0f}{len(asked) / after:10,.0f}")
+        for share in (False, True):
+            line = "".join(f"{rate(directory, asked, budget, share):9,.0f}" for budget in BUDGETS)
+            print(f"{workload + (', shared' if share else ', apart'):20}{computed(directory, asked, share):10,}{line}")
+
+
+def rate(directory: Path, asked: list[LogLikelihood], budget: int, share: bool) -> float:
+    """Options a second once the plan is there."""
+    engine = TorchEngine(batch_tokens=budget)
+    engine.load(directory)
+    engine._shares = share
+    engine.run(asked)
+    return len(asked) / statistics.median(seconds(lambda: engine.run(asked)) for _ in range(3))
+
+
+def computed(directory: Path, asked: list[LogLikelihood], share: bool) -> int:
+    """Tokens that pass the model, padding left out."""
+    groves = forest(plan(asked, encoder_of(directory), SHAPE.seq_len).pieces, 1, share=share)
+    return sum(batch.tokens.size for grove in groves for batch in ((grove.stems,) if grove.stems else ()) + grove.batches)
 
 
 def agreement(folder: Path, engines: dict[str, Engine]) -> None:
@@ -119,28 +132,9 @@ def endings(items: int) -> list[LogLikelihood]:
 
 def letters(items: int) -> list[LogLikelihood]:
     draw = np.random.default_rng(1)
-    contexts = [words(draw, 280, 320) for _ in range(items)]
+    examples = words(draw, 300, 301)
+    contexts = [f"{examples} {words(draw, 60, 140)}" for _ in range(items)]
     return [LogLikelihood(context, f" w{option}") for context in contexts for option in range(1, 5)]
-
-
-def plain_loop(directory: Path, asked: list[LogLikelihood]) -> Callable[[], Any]:
-    encoder, model = encoder_of(directory), AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    borders = [len(ids) for ids in encoder.encode([r.context for r in asked])]
-    whole = encoder.encode([r.context + r.continuation for r in asked])
-    order = sorted(range(len(asked)), key=lambda i: -len(whole[i]))
-
-    @torch.inference_mode()
-    def loop() -> list[float]:
-        sums = []
-        for first in range(0, len(order), BATCH):
-            group = order[first : first + BATCH]
-            tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(whole[i][:-1]) for i in group], batch_first=True)
-            logprobs = model(tokens, use_cache=False).logits.log_softmax(-1)
-            for b, i in enumerate(group):
-                sums.append(float(logprobs[b, range(borders[i] - 1, len(whole[i]) - 1), whole[i][borders[i] :]].sum()))
-        return sums
-
-    return loop
 
 
 def seconds(work: Callable[[], Any]) -> float:
