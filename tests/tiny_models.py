@@ -19,13 +19,13 @@ from losslens.tasks.requests import Generate, LogLikelihood
 SEQ_LEN = 128
 
 
-def tiny_model(directory: Path, architecture: str = "paper", seed: int = 0, seq_len: int = SEQ_LEN) -> Path:
+def tiny_model(directory: Path, architecture: str = "paper", seed: int = 0, seq_len: int = SEQ_LEN, *, tied: bool = False) -> Path:
     """Two layers of width 64, two heads of size 32, every byte a token; logits spread enough to make choices."""
     directory.mkdir(parents=True)
     tokenizer = directory.parent / f"{directory.name}-tokenizer"
     make(TokenizerSpec(kind="byte", vocab_size=257), (), tokenizer)
     kv_heads = 2 if architecture == "gpt_neox" else 1
-    shape = Shape(architecture, 257, 64, 96, 2, kv_heads, 2, seq_len, 10_000.0, tie_embeddings=False)
+    shape = Shape(architecture, 257, 64, 96, 2, kv_heads, 2, seq_len, 10_000.0, tie_embeddings=tied)
     eos = Encoder(tokenizer).eos
     module = build(shape, seed=seed, eos_token_id=eos)
     with torch.no_grad():

@@ -65,7 +65,7 @@ def savings(folder: Path, items: int) -> None:
     """Computed tokens and options a second, by workload, with and without sharing, by padded tokens a batch."""
     directory = random_word_model(folder / "speed")
     print(
-        f"{SHAPE.params / 1e6:.1f}M parameters, {items} items of 4 options, {torch.get_num_threads()} thread(s): options/s by tokens a batch"
+        f"{SHAPE.params / 1e6:.1f}M parameters, {items} items of 4 options, {torch.get_num_threads()} thread(s): options/s by batch tokens"
     )
     print(f"{'':20}{'tokens':>10}" + "".join(f"{budget:>9,}" for budget in BUDGETS))
     for workload, asked in {"text": endings(items), "letter": letters(items // 4)}.items():

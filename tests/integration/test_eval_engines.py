@@ -135,6 +135,17 @@ def test_torch_shares_what_it_can(torch_engine: TorchEngine, models: Callable[[s
     assert torch_engine._shares
 
 
+def test_tied_weights_are_one_tensor(torch_engine: Engine, tmp_path: Path) -> None:
+    tied = tiny_model(tmp_path / "tied", "llama", tied=True)
+    state = load_file(tied / "model.safetensors")
+    assert "lm_head.weight" not in state
+    torch_engine.load(tied)
+    require_equal(torch_engine.run(requests()), plainly(tied))
+    save_file(state | {"lm_head.weight": state["model.embed_tokens.weight"] + 1}, tied / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataMismatch, match="has a tensor lm_head.weight of its own"):
+        torch_engine.load(tied)
+
+
 def test_log_probabilities_of_tokens(torch_engine: Engine, models: Callable[[str, int], Path]) -> None:
     torch_engine.load(models("paper", 0))
     model = AutoModelForCausalLM.from_pretrained(models("paper", 0), dtype=torch.float32)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from losslens.errors import DataMismatch, UserError
+from losslens.families import Shape
 from losslens.models.adapted import AdaptedModel
 from losslens.models.config import shape_from_config
 from losslens.models.decoder import Decoder
@@ -58,7 +59,7 @@ class ScoringModel:
             UserError: the file cannot be read.
         """
         try:
-            state = module_state(read_weights(directory), self.shape) if self.shape else _adapted_state(directory)
+            state = self._saved_state(directory, self.shape) if self.shape else _adapted_state(directory)
         except KeyError as missing:
             raise _mismatch(directory, f"lacks the tensor {missing.args[0]}") from missing
         expected = {**dict(self.module.named_parameters(remove_duplicate=False)), **_persistent_buffers(self.module)}
@@ -71,6 +72,14 @@ class ScoringModel:
                 if target.shape != state[name].shape:
                     raise _mismatch(directory, f"has {name} of shape {tuple(state[name].shape)}, not {tuple(target.shape)}")
                 target.copy_(state[name])
+
+    @staticmethod
+    def _saved_state(directory: Path, shape: Shape) -> dict[str, Tensor]:
+        saved = read_weights(directory)
+        head = saved.get("lm_head.weight")
+        if shape.tie_embeddings and head is not None and not torch.equal(head, saved["model.embed_tokens.weight"]):
+            raise _mismatch(directory, "has a tensor lm_head.weight of its own, although its config ties it to the embedding")
+        return module_state(saved, shape)
 
     def checksums(self) -> dict[str, int]:
         """Of every tensor, by the name it has in a saved model: the sum of its float32 bit patterns, modulo 2^64."""
