@@ -1,4 +1,5 @@
-"""What computing shared context once saves the torch engine, by batch size, and how far both engines are from transformers.
+"""What computing shared context once saves the torch engine, by batch size, how far both engines are
+from transformers, and memory.
 
     python -m tests.bench.bench_scoring [--items 300] [--engines torch,vllm]
 
@@ -11,7 +12,9 @@ that all items share). Speed beside other programs: bench_lm_eval.py.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -39,6 +42,7 @@ from tests.tiny_models import requests, tiny_model
 
 SHAPE = Shape("paper", 8192, 128, 352, 4, 2, 4, 512, 10_000.0, tie_embeddings=False)
 ARCHITECTURES = ("paper", "llama", "gpt_neox")
+SMALL = Shape("paper", 512, 32, 96, 1, 1, 1, 512, 10_000.0, tie_embeddings=False)  # quick, so that tasks can be long
 BUDGETS = (512, 1024, 2048, 4096)
 
 
@@ -57,6 +61,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         savings(Path(folder), given.items)
         agreement(Path(folder), engines)
+        memory(Path(folder))
     for engine in engines.values():
         engine.close()
 
@@ -108,20 +113,39 @@ def agreement(folder: Path, engines: dict[str, Engine]) -> None:
         print(line)
 
 
-def random_word_model(directory: Path) -> Path:
-    """A model of SHAPE whose words w0, w1, ... are one token each."""
-    words = {f"w{i}": i for i in range(SHAPE.vocab_size)}
+def memory(folder: Path) -> None:
+    """Megabytes that a process holds at most while it scores ever longer tasks, each in a process of its own."""
+    directory = random_word_model(folder / "small", SMALL)
+    print("\nitems of 4 options: largest resident memory")
+    for items in (100, 5_000, 20_000, 80_000):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            before, after = pool.apply(_held, (directory, items))
+        print(f"{items:10,}{after:9,.0f} MB, of it {before:,.0f} MB before the first answer: libraries, model, the requests' text")
+
+
+def _held(directory: Path, items: int) -> tuple[float, float]:
+    engine = TorchEngine()
+    engine.load(directory)
+    asked = endings(items)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    engine.run(asked)
+    return before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def random_word_model(directory: Path, shape: Shape = SHAPE) -> Path:
+    """A model whose words w0, w1, ... are one token each."""
+    words = {f"w{i}": i for i in range(shape.vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wrap: Any = PreTrainedTokenizerFast  # untyped in transformers
     wrap(tokenizer_object=tokenizer, eos_token="w0").save_pretrained(directory)
-    module = build(SHAPE, seed=0)
-    write_hugging_face(directory, hugging_face_state(module.state_dict(), SHAPE), SHAPE, directory / "none", 0)
+    module = build(shape, seed=0)
+    write_hugging_face(directory, hugging_face_state(module.state_dict(), shape), shape, directory / "none", 0)
     return directory
 
 
 def words(draw: np.random.Generator, low: int, high: int) -> str:
-    return " ".join(f"w{i}" for i in draw.integers(1, SHAPE.vocab_size, draw.integers(low, high)))
+    return " ".join(f"w{i}" for i in draw.integers(1, SMALL.vocab_size, draw.integers(low, high)))
 
 
 def endings(items: int) -> list[LogLikelihood]:
