@@ -29,8 +29,6 @@ from eval_service.losses import Window, document_windows, measure
 from eval_service.planner import Piece, pack
 from eval_service.torch_engine import TorchEngine
 from losslens.families import Shape
-from losslens.models import build, write_hugging_face
-from losslens.models.export import hugging_face_state
 from tests.bench.bench_scoring import random_word_model, words
 
 SHAPES = {
@@ -53,8 +51,7 @@ def main() -> None:
 
 
 def report(folder: Path, shape: Shape, documents: int, rounds: int) -> None:
-    directory = random_word_model(folder / "model")
-    write_model(directory, shape)
+    directory = random_word_model(folder / "model", shape)
     draw = np.random.default_rng(0)
     file = folder / "held.jsonl"
     file.write_text("".join(json.dumps({"text": words(draw, 10, 2000)}) + "\n" for _ in range(documents)), encoding="utf-8")
@@ -78,12 +75,6 @@ def report(folder: Path, shape: Shape, documents: int, rounds: int) -> None:
         print(f"{name:14}{computed / middle:12,.0f} computed tokens/s{scored / middle:12,.0f} scored tokens/s")
     print(f"measured / forward only: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
     engine.close()
-
-
-def write_model(directory: Path, shape: Shape) -> None:
-    """Random weights of another shape beside the tokenizer that is there."""
-    module = build(shape, seed=0)
-    write_hugging_face(directory, hugging_face_state(module.state_dict(), shape), shape, directory / "none", 0)
 
 
 @torch.inference_mode()
