@@ -23,6 +23,7 @@ from losslens.errors import EnvironmentFailure, LosslensError, UserError
 from losslens.tasks.requests import Generate, GenerateResult, LogLikelihood, LogLikelihoodResult, Request
 
 try:
+    import lm_eval.models  # noqa: F401 - its own models, which are looked for only while its list is empty
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
