@@ -208,15 +208,19 @@ def _evaluate(
 
 @app.command("import")
 def _import(
-    source: Annotated[Literal["lm-eval"], typer.Argument(metavar="FORMAT", help="Who wrote it: lm-eval.")],
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A results file, or a directory that holds some.")],
+    source: Annotated[
+        Literal["gadre", "lm-eval", "olmo-ladder", "pythia", "table"],
+        typer.Argument(metavar="FORMAT", help="Who wrote it: lm-eval, gadre, olmo-ladder, pythia; table: a mapping tells."),
+    ],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A results file or table, or a directory that holds some.")],
+    mapping: Annotated[Path | None, typer.Option("--mapping", metavar="FILE", help="What the columns of a table mean (YAML).")] = None,
     results: Annotated[Path, typer.Option("--results", metavar="DIR", help="Where the rows go.")] = Path("results"),
     format: AsFormat = Format.table,
 ) -> None:
-    """Take over scores that others have measured."""
+    """Take over losses and scores that others have measured."""
     from jobs.import_results import import_results
 
-    show(import_results(source, path, results), format)
+    show(import_results(source, path, results, mapping), format)
 
 
 @app.command("sql")

@@ -7,51 +7,65 @@ if __name__ == "__main__":
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from losslens.errors import UserError
 from losslens.results import Results
-from losslens.results.importers import Imported, lm_eval
+from losslens.results.importers import Imported, lm_eval, mapping, table
 from losslens.results.parts import conform
 
-_READERS = {"lm-eval": lm_eval.read}
+_SHOWN = ("checkpoint_id", "task", "format", "shots", "metric", "value", "stderr", "n", "chance", "engine")
 _ORDER = ("samples", "runs", "checkpoints", "losses", "scores")  # scores last: whoever sees one finds all that belongs to it
 
 
-def import_results(source: str, path: Path, results: Path) -> list[dict[str, Any]]:
-    """Write everything that `path` holds into `results` and return its scores; what is left out is said on stderr.
+def import_results(source: str, path: Path, results: Path, mapping_file: Path | None = None) -> list[dict[str, Any]]:
+    """Write everything that `path` holds into `results` and return its scores, for a table what it has of each kind; what is
+    left out is said on stderr.
 
-    `source`: whose files they are, a key of `_READERS`.
+    `source`: whose files they are: `lm-eval`, a bundled mapping, or `table`, which `mapping_file` describes.
 
     All files are read before anything is written, and importing the same files again adds nothing.
 
     Raises:
         UserError: nothing to read there, a file that is damaged or not of that source, or nothing in it that can be used.
     """
-    found = _READERS[source](path)
-    tables = [{table: conform(table, part.rows[table]) for table in _ORDER if part.rows.get(table)} for part in found]
-    unused = Counter(entry.reason for part in found for entry in part.unused)
-    scores = [row for part in found for row in part.rows.get("scores", ())]
-    if not scores and not any(part.rows.get("losses") for part in found):
+    if (source == "table") != (mapping_file is not None):
+        need = "needs a mapping" if source == "table" else "takes no mapping: it has its own"
+        raise UserError(f"import {source} {need}", "give --mapping FILE with `table`, and only there; see docs/IMPORT.md")
+    found = lm_eval.read(path) if source == "lm-eval" else [table.read(path, _mapping(source, mapping_file))]
+    tables = [{name: conform(name, part.rows[name]) for name in _ORDER if name in part.rows} for part in found]
+    unused: Counter[str] = Counter()
+    for entry in (entry for part in found for entry in part.unused):
+        unused[entry.reason] += entry.count
+    counts = {name: sum(part[name].num_rows for part in tables if name in part) for name in ("losses", "scores")}
+    if not any(counts.values()):
         reasons = "; ".join(unused) or "it is empty"
-        raise UserError(f"nothing in {path} can be used: {reasons}", "see docs/LM_EVAL.md for what a score needs")
+        document = "docs/LM_EVAL.md" if source == "lm-eval" else "docs/IMPORT.md"
+        raise UserError(f"nothing in {path} can be used: {reasons}", f"see {document} for what a score needs")
     stored = Results(results)
     for part in tables:
-        for table, rows in part.items():
-            stored.write(table, rows)
-    _say(found, len(scores), unused)
-    shown = ("checkpoint_id", "task", "format", "shots", "metric", "value", "stderr", "n", "chance", "engine")
-    return [{name: row[name] for name in shown} for row in scores]
+        for name, rows in part.items():
+            stored.write(name, rows)
+    _say(found, counts, unused)
+    if source != "lm-eval":
+        return table.summary(found[0])
+    return [{name: row[name] for name in _SHOWN} for part in found for row in part.rows.get("scores", ())]
 
 
-def _say(found: Sequence[Imported], scores: int, unused: Counter[str]) -> None:
-    print(f"{len(found)} file{'s'[: len(found) != 1]}, {scores} scores", file=sys.stderr)
+def _mapping(source: str, mapping_file: Path | None) -> mapping.Mapped:
+    return mapping.read_bundled(source) if mapping_file is None else mapping.read_mapping(mapping_file)
+
+
+def _say(found: Sequence[Imported], counts: Mapping[str, int], unused: Counter[str]) -> None:
+    files = sum(part.files for part in found)
+    print(f"{files} file{'s'[: files != 1]}, {counts['scores']} scores, {counts['losses']} losses", file=sys.stderr)
     for reason, count in unused.most_common():
-        names = sorted({f"{e.task} {e.metric}".strip() for part in found for e in part.unused if e.reason == reason})
+        names = sorted({f"{e.task} {e.metric}".strip() for part in found for e in part.unused if e.reason == reason} - {""})
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        print(f"left out {count}: {reason} ({', '.join(names[:3])}{more})", file=sys.stderr)
+        named = f" ({', '.join(names[:3])}{more})" if names else ""
+        print(f"left out {count}: {reason}{named}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,22 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Unused:
-    """A number that could not be taken over, and why."""
+    """Numbers that could not be taken over, and why."""
 
     task: str
     metric: str
     reason: str
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """Rows by table that one file gave, and what of it was left out."""
+    """Rows by table that a file, or a directory with so many `files`, gave, and what of it was left out."""
 
     file: Path
-    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    rows: dict[str, Any] = field(default_factory=dict)  # lists of dicts, or Arrow tables
     unused: list[Unused] = field(default_factory=list)
+    files: int = 1
 
     def add(self, table: str, *rows: dict[str, Any]) -> None:
         """One or more rows of a table."""
