@@ -137,9 +137,8 @@ def _cost(tokens: int, before: int) -> int:
 
 def _stems(lengths: Ints, common: Ints, first: int, stop: int) -> tuple[int, list[_Stem]]:
     """The cheapest stems for the sequences first <= i < stop, and what all of that costs."""
-    without = sum(_cost(tokens, 0) for tokens in _row_lengths(lengths, common, _Stem(first, stop, 0))[1])
     if stop - first < _FEW:
-        return without, []
+        return _without(lengths, common, first, stop), []
     depth = int(common[first + 1 : stop].min())
     level = (depth // _STEP + 1) * _STEP
     borders = [first, *(first + 1 + np.flatnonzero(common[first + 1 : stop] < level)).tolist(), stop]
@@ -150,8 +149,13 @@ def _stems(lengths: Ints, common: Ints, first: int, stop: int) -> tuple[int, lis
         rows = _row_lengths(lengths, common, here)[1]
         choices.append((_cost(depth, 0) + sum(_cost(tokens, depth) for tokens in rows), [here]))
     if stop - first <= _MANY:
-        choices.append((without, []))
+        choices.append((_without(lengths, common, first, stop), []))
     return min(choices, key=lambda choice: choice[0])
+
+
+def _without(lengths: Ints, common: Ints, first: int, stop: int) -> int:
+    """What the sequences first <= i < stop cost with no stem."""
+    return sum(_cost(tokens, 0) for tokens in _row_lengths(lengths, common, _Stem(first, stop, 0))[1])
 
 
 def _row_lengths(lengths: Ints, common: Ints, stem: _Stem) -> tuple[list[int], list[int]]:

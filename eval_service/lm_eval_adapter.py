@@ -18,7 +18,7 @@ from typing import Any
 
 from eval_service.checkpoints import read_config
 from eval_service.choose import available, choose
-from eval_service.engine import Engine
+from eval_service.scorer import open_engine
 from losslens.errors import EnvironmentFailure, LosslensError, UserError
 from losslens.tasks.requests import Generate, GenerateResult, LogLikelihood, LogLikelihoodResult, Request
 
@@ -56,7 +56,7 @@ class LosslensModel(LM):  # type: ignore[misc] # lm_eval is untyped
         if not directory.is_dir():
             raise UserError(f"{pretrained} is not a directory", "give pretrained= a Hugging Face model directory")
         short, _ = choose(engine, read_config(directory), available())
-        self._engine = _open(short)
+        self._engine = open_engine(short)
         atexit.register(self.close)  # lm-eval lets its models fall, and a vLLM left to the interpreter's exit aborts it
         self._engine.load(directory)
         self._opening = _opening(directory)
@@ -142,16 +142,6 @@ def _opening(directory: Path) -> str:
             f"the tokenizer in {directory} adds tokens to every text that text cannot stand for", "use lm-eval's own model `hf` for it"
         )
     return opening
-
-
-def _open(short: str) -> Engine:
-    if short == "vllm":
-        from eval_service.vllm_engine import VllmEngine
-
-        return VllmEngine()
-    from eval_service.torch_engine import TorchEngine
-
-    return TorchEngine()
 
 
 if __name__ == "__main__":

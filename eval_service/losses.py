@@ -21,7 +21,7 @@ from eval_service.checkpoints import read_config
 from eval_service.encoder import HubEncoder, encoder_of
 from eval_service.engine import Engine
 from eval_service.loss_corpus import LossCorpus, PackedRows, made_by, packed_rows, texts, unpacked
-from eval_service.planner import Ints
+from eval_service.planner import Ints, require_token
 from losslens.errors import EnvironmentFailure, UserError
 from losslens.results import Results
 
@@ -315,9 +315,5 @@ def _groups(found: Iterable[Window]) -> Iterator[list[Window]]:
 
 
 def _require_known(group: Sequence[Window], vocab_size: int | None) -> None:
-    largest = max(int(window.ids.max()) for window in group)
-    if vocab_size is not None and largest >= vocab_size:
-        raise UserError(
-            f"the tokenizer makes the token {largest}, but the model knows {vocab_size} tokens",
-            "the tokenizer beside the model is not the one it was trained with",
-        )
+    if vocab_size is not None:
+        require_token(max(int(window.ids.max()) for window in group), vocab_size)

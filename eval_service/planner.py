@@ -157,11 +157,20 @@ def require_known(made: Plan, vocab_size: int) -> None:
         UserError: naming the first one that is not.
     """
     for packed in (*(Packed(p.inputs + p.targets) for p in made.pieces), *(p.tokens for p in made.prompts)):
-        if (largest := int(np.frombuffer(packed, ">u4").max())) >= vocab_size:
-            raise UserError(
-                f"the tokenizer makes the token {largest}, but the model knows {vocab_size} tokens",
-                "the tokenizer beside the model is not the one it was trained with",
-            )
+        require_token(int(np.frombuffer(packed, ">u4").max()), vocab_size)
+
+
+def require_token(largest: int, vocab_size: int) -> None:
+    """The largest token that a tokenizer makes is one the model knows.
+
+    Raises:
+        UserError: it is not.
+    """
+    if largest >= vocab_size:
+        raise UserError(
+            f"the tokenizer makes the token {largest}, but the model knows {vocab_size} tokens",
+            "the tokenizer beside the model is not the one it was trained with",
+        )
 
 
 def prefills(pieces: Sequence[Piece], ids_at_once: int = 128) -> tuple[tuple[Choice, ...], tuple[Prefill, ...]]:

@@ -123,7 +123,7 @@ class Scorer:
 
     def _engine(self, short: str) -> Engine:
         if short not in self._engines:
-            self._engines[short] = _ENGINES[short]()
+            self._engines[short] = open_engine(short)
         return self._engines[short]
 
 
@@ -153,6 +153,11 @@ def already_scored(results: Path, engine: str = "auto") -> set[Done]:
         f"SELECT DISTINCT checkpoint_id, task, task_version FROM scores WHERE engine LIKE ? AND {_OURS}", (pattern,)
     )
     return {(row["checkpoint_id"], row["task"], row["task_version"]) for row in rows.to_pylist()}
+
+
+def open_engine(short: str) -> Engine:
+    """A new engine by its short name: torch, vllm or fake. Only that engine's libraries are imported."""
+    return _ENGINES[short]()
 
 
 def _torch() -> Engine:

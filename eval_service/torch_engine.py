@@ -107,9 +107,7 @@ class TorchEngine:
 
     def logprobs(self, sequences: Sequence[Sequence[int] | Ints], first: Sequence[int]) -> list[Floats]:
         """See `Engine.logprobs`."""
-        pieces = [Piece(i, pack(s[:-1]), pack(s[at:])) for i, (s, at) in enumerate(zip(sequences, first, strict=True))]
-        owner, logprob, _ = scored(self._loaded(), forest(pieces, self._budget, share=False), self._device)
-        return by_owner(owner, logprob, len(pieces))
+        return self._computed(self._loaded(), sequences, first, share=False)
 
     def close(self) -> None:
         """Drop the model."""
@@ -126,18 +124,21 @@ class TorchEngine:
         plain = plain_transformers(checkpoint).to(self._device)
         longest = window_of(model.max_len)
         probe = probe_tokens(model.vocab_size, longest)
-        require_agreement(checkpoint, self.name, self._probed(model, probe, share=False), plain_logprobs(plain, probe))
+        require_agreement(checkpoint, self.name, self._computed(model, probe, [1] * len(probe), share=False), plain_logprobs(plain, probe))
         if branches:
             probe = branching_probe(model.vocab_size, longest)
             try:
-                require_agreement(checkpoint, self.name, self._probed(model, probe, share=True), plain_logprobs(plain, probe))
+                shared = self._computed(model, probe, [1] * len(probe), share=True)
+                require_agreement(checkpoint, self.name, shared, plain_logprobs(plain, probe))
                 self._shares = True
             except (DataMismatch, RuntimeError, TypeError, ValueError, AttributeError) as error:  # what transformers' classes raise
                 self._shares = False
                 logger.info("%s computes each option by itself: %s", checkpoint, error)
 
-    def _probed(self, model: ScoringModel, probe: Sequence[Sequence[int]], *, share: bool) -> list[Floats]:
-        pieces = [Piece(i, pack(s[:-1]), pack(s[1:])) for i, s in enumerate(probe)]
+    def _computed(
+        self, model: ScoringModel, sequences: Sequence[Sequence[int] | Ints], first: Sequence[int], *, share: bool
+    ) -> list[Floats]:
+        pieces = [Piece(i, pack(s[:-1]), pack(s[at:])) for i, (s, at) in enumerate(zip(sequences, first, strict=True))]
         owner, logprob, _ = scored(model, forest(pieces, self._budget, share=share), self._device)
         return by_owner(owner, logprob, len(pieces))
 

@@ -9,7 +9,6 @@ cannot both win.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any
 
 from eval_service.http.evaluations import Evaluation, State
 from losslens.errors import DataMismatch, EnvironmentFailure, UserError
+from losslens.results.parts import flush_folder
 
 _VERSION = 1
 _NAMES = tuple(field.name for field in fields(Evaluation))
@@ -52,7 +52,7 @@ class Ledger:
         except BaseException:
             self._connection.close()
             raise
-        _flush(file.parent)
+        flush_folder(file.parent)
 
     def add(self, evaluation: Evaluation) -> None:
         """Keep a new evaluation: when this returns it is on the disk."""
@@ -147,11 +147,3 @@ def _row(evaluation: Evaluation) -> dict[str, Any]:
 def _evaluation(values: tuple[Any, ...]) -> Evaluation:
     row = dict(zip(_NAMES, values, strict=True))
     return Evaluation(**row | {"tasks": tuple(json.loads(row["tasks"])), "reused": json.loads(row["reused"]), "state": State(row["state"])})
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -126,7 +126,7 @@ def _store(path: Path, content: bytes) -> Path:
             _rename_into_place(path, content)
         elif path.stat().st_size != len(content):
             raise DataMismatch(f"{path} does not hold what its name says.", "Move it away; what it held is written again.")
-        _flush_folder(path.parent)  # also when another process wrote it: its own flush may not have happened yet
+        flush_folder(path.parent)  # also when another process wrote it: its own flush may not have happened yet
     except OSError as error:
         if error.errno in _FULL:
             raise EnvironmentFailure(f"No space is left to write {path.parent}.", "Free some space and run the command again.") from error
@@ -152,10 +152,11 @@ def _make_durable_folder(path: Path) -> None:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for made in reversed(missing):
-        _flush_folder(made.parent)
+        flush_folder(made.parent)
 
 
-def _flush_folder(path: Path) -> None:
+def flush_folder(path: Path) -> None:
+    """Have the entries of a folder on the disk: a new file is not durable before its name is."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
