@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,13 +10,12 @@ import pytest
 
 from losslens.report import write_report
 from losslens.results import Results
+from tests.browser import browser, needs_browser
 from tests.synthetic import TASKS, write_study
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 LOSSES = 4  # datasets measured in one unit
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
+pytestmark = needs_browser
 
 # Uses the page as a reader would and writes down what happened.
 EXERCISE = """
@@ -53,10 +50,8 @@ setTimeout(() => {
 
 def dom(page: Path, profile: Path, *flags: str) -> str:
     """The document after its scripts ran; fails on anything that the console reports."""
-    assert BROWSER is not None
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    command = [BROWSER, "--headless", *sandbox, *QUIET.split(), f"--user-data-dir={profile}", "--enable-logging=stderr"]
-    command += ["--virtual-time-budget=3000", "--window-size=1280,900", *flags, "--dump-dom", page.resolve().as_uri()]
+    command = browser(profile, "--enable-logging=stderr", "--virtual-time-budget=3000", "--window-size=1280,900", *flags)
+    command += ["--dump-dom", page.resolve().as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr, done.stderr
     assert "data-error" not in done.stdout.split(">", 2)[1]
@@ -104,10 +99,9 @@ def test_hostile_names_run_nothing(tmp_path: Path) -> None:
 
 
 def test_it_prints(report: Path, tmp_path: Path) -> None:
-    assert BROWSER is not None
     out = tmp_path / "report.pdf"
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    command = [BROWSER, "--headless", *sandbox, *QUIET.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={out}"]
-    subprocess.run([*command, report.resolve().as_uri()], capture_output=True, timeout=120, check=True)
+    subprocess.run(
+        [*browser(tmp_path / "profile", f"--print-to-pdf={out}"), report.resolve().as_uri()], capture_output=True, timeout=120, check=True
+    )
     assert out.read_bytes().startswith(b"%PDF")
     assert out.stat().st_size > 50_000

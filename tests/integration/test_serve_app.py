@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -30,9 +28,9 @@ from eval_service.questions import Questions
 from jobs.exclusive import exclusive
 from jobs.serve import Settings, serve
 from losslens.errors import DataMismatch, EnvironmentFailure, UserError
+from tests.browser import browser, needs_browser
 from tests.serving import ask, fake_model
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TOKEN = "a-token-of-this-test-0123456789"
 Ask = Callable[..., tuple[int, Any]]
 
@@ -191,13 +189,11 @@ def test_page_and_metrics(here: tuple[Front, Ask], tmp_path: Path) -> None:
     assert 'losslens_evaluations{state="queued"} 1.0' in text
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
+@needs_browser
 def test_a_browser_shows_the_queue(url: str, tmp_path: Path) -> None:
     model = fake_model(tmp_path / "models" / "<b>bold")
     ask(url + "/evaluations", "POST", {"checkpoint": str(model), "tasks": ["skill_copy"]})
-    assert BROWSER is not None
-    command = [BROWSER, "--headless", *(["--no-sandbox"] if os.geteuid() == 0 else []), "--disable-gpu", "--no-first-run"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom", url]
+    command = browser(tmp_path / "profile", "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom", url)
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr, done.stderr  # nor does the content security policy complain
     assert "&lt;b&gt;bold" in done.stdout
