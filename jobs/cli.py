@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from jobs.analysis_verbs import add_analyses
 from jobs.console import Format, show
 from jobs.interrupt import interruptible, leave
+from jobs.options import AsFormat, Engine, Into, Overrides, Results, Study
 
 if TYPE_CHECKING:
     from jobs.study import Summary
@@ -41,34 +43,6 @@ class _Verbs(TyperGroup):
 
 
 app = typer.Typer(cls=_Verbs, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-
-Study = Annotated[str, typer.Argument(metavar="STUDY", help="A bundled study's name or a YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: training.global_batch=16.")]
-Into = Annotated[Path | None, typer.Option("--results", metavar="DIR", help="Where results go (default: the study's own setting).")]
-Results = Annotated[Path, typer.Option("--results", metavar="DIR", help="The results directory to read.")]
-AsFormat = Annotated[Format, typer.Option("--format", help="How to print: for eyes or for programs.")]
-Task = Annotated[str | None, typer.Option("--task", help="Only this task.")]
-FormatFilter = Annotated[str | None, typer.Option("--format-filter", help="Only this form of the task: letter, text, open, pair.")]
-Metric = Annotated[str | None, typer.Option("--metric", help="Only this metric.")]
-LossDataset = Annotated[str | None, typer.Option("--loss-dataset", help="Only this loss axis: train, heldout, heldout/SOURCE.")]
-Engine = Annotated[Literal["auto", "vllm", "torch"], typer.Option("--engine", help="What scores: auto takes vLLM where it serves.")]
-OfStudy = Annotated[str | None, typer.Option("--study", help="Only this study.")]
-
-# What a terminal has room for, by heading.
-THRESHOLDS_SHOWN = {
-    "task": "task",
-    "format": "format",
-    "metric": "metric",
-    "loss_dataset": "loss",
-    "loss_unit": "unit",
-    "verdict": "verdict",
-    "eta": "eta",
-    "eta_low": "from",
-    "eta_high": "to",
-    "spearman": "spearman",
-    "n_runs": "runs",
-    "n_checkpoints": "points",
-}
 
 
 @app.callback()
@@ -235,38 +209,7 @@ def _sql(
     show(sql(results, statement), format)
 
 
-@app.command("thresholds")
-def _thresholds(
-    results: Results = Path("results"),
-    task: Task = None,
-    format_filter: FormatFilter = None,
-    metric: Metric = None,
-    loss_dataset: LossDataset = None,
-    study: OfStudy = None,
-    format: AsFormat = Format.table,
-) -> None:
-    """At which loss each task leaves chance, with its verdict and interval."""
-    from jobs.analyse import thresholds
-
-    found = thresholds(results, task=task, format_filter=format_filter, metric=metric, loss_dataset=loss_dataset, study=study)
-    show(found, format, columns=THRESHOLDS_SHOWN)
-
-
-@app.command("correlations")
-def _correlations(
-    results: Results = Path("results"),
-    task: Task = None,
-    format_filter: FormatFilter = None,
-    metric: Metric = None,
-    loss_dataset: LossDataset = None,
-    study: OfStudy = None,
-    format: AsFormat = Format.table,
-) -> None:
-    """How closely each score follows the loss: Spearman and Pearson."""
-    from jobs.analyse import correlations
-
-    found = correlations(results, task=task, format_filter=format_filter, metric=metric, loss_dataset=loss_dataset, study=study)
-    show(found, format)
+add_analyses(app)
 
 
 @app.command("report")

@@ -23,6 +23,7 @@ from eval_service.scorer import already_scored
 from jobs.analyse import thresholds
 from jobs.corpus import pack
 from jobs.exclusive import exclusive
+from jobs.filters import Filters
 from jobs.progress import Board
 from jobs.report import outdated, report
 from jobs.scoring import Scoring, checkpoint_directories, questions_of, to_cross_check
@@ -102,7 +103,7 @@ def _analyse(spec: StudySpec, results: Path, summary: Summary) -> None:
     """Thresholds, report and the rows that are printed, from whatever has been scored."""
     with summary.stage("analysis"):
         if outdated(Results(results)):
-            thresholds(results, study=spec.name, loss_dataset=",".join(spec.evaluation.loss_datasets))
+            thresholds(results, Filters(study=spec.name, loss_dataset=",".join(spec.evaluation.loss_datasets)))
     with summary.stage("report"):
         summary.report = report(results, open_=False)
     losses = spec.evaluation.loss_datasets

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.analyse import thresholds
+from jobs.filters import Filters
 from jobs.import_results import import_results
 from losslens.results import Results
 
@@ -118,6 +119,6 @@ def test_gadre_joins_its_two_files(imported: Results) -> None:
 
 
 def test_the_analyses_take_imported_rows(imported: Results) -> None:
-    found = thresholds(imported.root, task="mmlu_test", format_filter="letter", loss_dataset="c4_en").to_pylist()
+    found = thresholds(imported.root, Filters(task="mmlu_test", format="letter", loss_dataset="c4_en")).to_pylist()
     assert [(row["verdict"], row["n_checkpoints"], row["n_runs"]) for row in found] == [("emergent", 379, 4)]
     assert 2.66 < found[0]["eta"] < 2.72  # between the brackets of 7B and 13B

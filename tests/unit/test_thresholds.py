@@ -14,6 +14,7 @@ import pytest
 
 from jobs.analyse import correlations as correlations_of
 from jobs.analyse import thresholds as thresholds_of
+from jobs.filters import Filters
 from jobs.query import sql
 from losslens.analysis import correlations, onset, thresholds
 from losslens.errors import UserError
@@ -179,11 +180,11 @@ def test_the_jobs_store_what_they_found(tmp_path: Path) -> None:
     stored = sql(tmp_path, "SELECT task, verdict, eta FROM thresholds ORDER BY task").to_pylist()
     assert stored == found.select(["task", "verdict", "eta"]).to_pylist()
     assert [row["verdict"] for row in stored] == ["emergent", "gradual"]
-    assert thresholds_of(tmp_path, task="copy", format_filter="letter", metric="acc,brier").num_rows == 1
+    assert thresholds_of(tmp_path, Filters(task="copy", format="letter", metric="acc,brier")).num_rows == 1
     assert sql(tmp_path, "FROM thresholds").num_rows == 2, "the latest verdict of each curve"
-    assert correlations_of(tmp_path, task="next_char").to_pylist()[0]["spearman"] < -0.9
+    assert correlations_of(tmp_path, Filters(task="next_char")).to_pylist()[0]["spearman"] < -0.9
     with pytest.raises(UserError, match="No scored checkpoint has task copi"):
-        thresholds_of(tmp_path, task="copi")
+        thresholds_of(tmp_path, Filters(task="copi"))
     assert (tmp_path / "results.duckdb").exists()
 
 
