@@ -51,7 +51,9 @@ class TorchEngine:
         silence()
         self._device = best_device()
         self._budget = batch_tokens or _BATCH_TOKENS[self._device]
+        self._threads = 1 if self._device != "cpu" else torch.get_num_threads()
         self._model: ScoringModel | None = None
+        self._crew: list[ScoringModel] = []  # the model and its twins, one for each thread
         self._shape = ""
         self._directory: Path | None = None
         self._encoder: HubEncoder | None = None
@@ -68,10 +70,11 @@ class TorchEngine:
         shape = shape_key(checkpoint)
         known = self._model is not None and shape == self._shape
         if not known:
-            self._model = None
+            self._model, self._crew = None, []
             gc.collect()
             self._model = ScoringModel(read_config(checkpoint))
             self._model.module.to(self._device)
+            self._crew = [self._model, *(self._model.twin() for _ in range(self._threads - 1))]
             self._shape = shape
         assert self._model is not None
         self._model.load(checkpoint)
@@ -88,7 +91,7 @@ class TorchEngine:
         terms = (self.encoder, self.window, model.vocab_size, self._budget, self._shares)
         made, groves = self._plans.of(requests, *terms, make=lambda: _planned(requests, *terms))
         results: dict[int, Result] = {}
-        results.update(assemble(made.truncated, *scored(model, groves, self._device)))
+        results.update(assemble(made.truncated, *scored(self._crew, groves, self._device)))
         for owner, text in self._generate(made.prompts).items():
             results[owner] = GenerateResult(text, made.truncated[owner])
         return [results[i] for i in range(len(requests))]
@@ -107,11 +110,13 @@ class TorchEngine:
 
     def logprobs(self, sequences: Sequence[Sequence[int] | Ints], first: Sequence[int]) -> list[Floats]:
         """See `Engine.logprobs`."""
-        return self._computed(self._loaded(), sequences, first, share=False)
+        self._loaded()
+        return self._computed(sequences, first, share=False)
 
     def close(self) -> None:
         """Drop the model."""
         self._model = self._plain = self._directory = None
+        self._crew = []
         gc.collect()
 
     def _loaded(self) -> ScoringModel:
@@ -124,22 +129,20 @@ class TorchEngine:
         plain = plain_transformers(checkpoint).to(self._device)
         longest = window_of(model.max_len)
         probe = probe_tokens(model.vocab_size, longest)
-        require_agreement(checkpoint, self.name, self._computed(model, probe, [1] * len(probe), share=False), plain_logprobs(plain, probe))
+        require_agreement(checkpoint, self.name, self._computed(probe, [1] * len(probe), share=False), plain_logprobs(plain, probe))
         if branches:
             probe = branching_probe(model.vocab_size, longest)
             try:
-                shared = self._computed(model, probe, [1] * len(probe), share=True)
+                shared = self._computed(probe, [1] * len(probe), share=True)
                 require_agreement(checkpoint, self.name, shared, plain_logprobs(plain, probe))
                 self._shares = True
             except (DataMismatch, RuntimeError, TypeError, ValueError, AttributeError) as error:  # what transformers' classes raise
                 self._shares = False
                 logger.info("%s computes each option by itself: %s", checkpoint, error)
 
-    def _computed(
-        self, model: ScoringModel, sequences: Sequence[Sequence[int] | Ints], first: Sequence[int], *, share: bool
-    ) -> list[Floats]:
+    def _computed(self, sequences: Sequence[Sequence[int] | Ints], first: Sequence[int], *, share: bool) -> list[Floats]:
         pieces = [Piece(i, pack(s[:-1]), pack(s[at:])) for i, (s, at) in enumerate(zip(sequences, first, strict=True))]
-        owner, logprob, _ = scored(model, forest(pieces, self._budget, share=share), self._device)
+        owner, logprob, _ = scored(self._crew, forest(pieces, self._budget, share=share), self._device, greedy=False)
         return by_owner(owner, logprob, len(pieces))
 
     @torch.inference_mode()

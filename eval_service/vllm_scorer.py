@@ -17,7 +17,7 @@ from torch import Tensor
 from vllm import ModelRegistry
 from vllm.model_executor.layers.pooler import Pooler, PoolingParamsUpdate
 
-from eval_service.forward import HEAD_NUMBERS, is_argmax
+from eval_service.forward import head_rows, is_argmax
 
 PREFIX = "Scored"
 PLUGIN = "losslens_scorer"
@@ -112,7 +112,7 @@ class TargetLogprobs(Pooler):
         distinct, at = torch.unique_consecutive(rows, return_inverse=True)
         found = torch.zeros(len(rows), 2)
         vocabulary = self._model.config.get_text_config().vocab_size
-        at_once = max(1, HEAD_NUMBERS[hidden.device.type] // vocabulary)
+        at_once = head_rows(hidden.device.type, vocabulary)
         for first in range(0, len(distinct), at_once):
             here = (at >= first) & (at < first + at_once)
             chosen = distinct[first : first + at_once].to(hidden.device)

@@ -14,8 +14,8 @@ quickest of four batch sizes.
     mmlu-letter        the same in `letter`
     mmlu-letter-drawn  five shots, `letter`, a third of --items drawn from all subjects, as --limit draws them
     prefill            our vLLM engine on HellaSwag against a vLLM that only reads the same options
-    checkpoints        50 checkpoints x 6 tasks x 200 items: `losslens evaluate` against one `lm_eval` process a checkpoint,
-                       of which three are measured and scaled. Ours scores each choice task in two formats, lm-eval in one.
+    checkpoints        50 checkpoints x 6 tasks x 200 items: `losslens evaluate` against one `lm_eval` process a checkpoint, of
+                       which three are measured and scaled. Ours scores each choice task in two formats, lm-eval in one.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ TARGETS = {
     ("prefill", "vLLM reading", ""): 0.9,
     ("checkpoints", LOOP, ""): 10.0,
 }
-LOOP_TASKS = ("hellaswag", "winogrande", "piqa", "arc_easy", "arc_challenge", "lambada")
+LOOP_TASKS = ("hellaswag", "winogrande", "piqa", "arc_challenge", "lambada", "mmlu")
 LOOP_MEASURED, LOOP_BATCH = 3, 32
 HEAD = (
     f"{'size':6}{'row':19}{'ours':7}{'items/s first':>14}{'options/s':>11}{'next':>8}"
@@ -258,7 +259,7 @@ def checkpoint_row(folder: Path, tokenizer: Path, given: argparse.Namespace) -> 
         print(f"checkpoints is left out: there is no data of {', '.join(missing)}")
         return
     directories = sides.checkpoints(folder / "run", "2.8M", tokenizer, given.checkpoints)
-    names = [lm_eval_tasks.write(folder, task, lm_eval_tasks.read(given.data, task)[: given.loop_items]) for task in LOOP_TASKS]
+    names = [loop_task(folder, given.data, task, given.loop_items) for task in LOOP_TASKS]
     loop = [seconds_of(lm_eval_command(folder, directory, names)) for directory in directories[: LOOP_MEASURED + 1]][1:]
     each = statistics.median(loop)  # the first filled lm-eval's cache of data
     whole = seconds_of(
@@ -269,6 +270,16 @@ def checkpoint_row(folder: Path, tokenizer: Path, given: argparse.Namespace) -> 
     print(f"checkpoints: {len(directories)} of 2.8M x {len(LOOP_TASKS)} tasks x {given.loop_items} items")
     print(f"    losslens evaluate {whole:,.0f} s; lm_eval (hf, batch size {LOOP_BATCH}) {each:.1f} s a process,")
     print(f"    median of {len(loop)}, scaled to {scaled:,.0f} s; ratio {scaled / whole:.1f}, wanted{wanted('checkpoints', LOOP, '')}")
+
+
+def loop_task(folder: Path, data: Path, task: str, items: int) -> str:
+    """The first items of a task, of MMLU's largest subject with its examples, for both sides; lm-eval's name of it."""
+    rows = lm_eval_tasks.read(data, task)
+    if task != "mmlu":
+        return lm_eval_tasks.write(folder, task, rows[:items])
+    subject = Counter(row["subject"] for row in rows).most_common(1)[0][0]
+    asked, examples = ([row for row in split if row["subject"] == subject] for split in (rows, lm_eval_tasks.read(data, task, "dev")))
+    return lm_eval_tasks.write(folder, task, asked[:items], examples, subject)
 
 
 def lm_eval_command(folder: Path, checkpoint: Path, names: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ import torch
 
 from eval_service.encoder import encoder_of
 from eval_service.forest import forest
+from eval_service.forward import head_rows
 from eval_service.loss_corpus import loss_corpora, texts
 from eval_service.losses import Window, document_windows, measure
 from eval_service.planner import Piece, pack
@@ -35,7 +36,6 @@ SHAPES = {
     "2.8M": Shape("paper", 8192, 128, 352, 4, 2, 4, 512, 10_000.0, tie_embeddings=False),
     "18.9M": Shape("paper", 8192, 384, 1024, 6, 2, 8, 512, 10_000.0, tie_embeddings=False),
 }
-HEAD_NUMBERS = 2**19  # logits at once, as the engine on a CPU
 
 
 def main() -> None:
@@ -86,8 +86,8 @@ def forward_only(engine: TorchEngine, made: list[Window]) -> float:
     began = time.perf_counter()
     for batch in batches:
         hidden = model.features(torch.from_numpy(batch.tokens)).flatten(0, 1)[torch.from_numpy(batch.rows)]
-        for first in range(0, len(hidden), max(1, HEAD_NUMBERS // model.vocab_size)):
-            model.head(hidden[first : first + max(1, HEAD_NUMBERS // model.vocab_size)])
+        for rows in torch.split(hidden, head_rows("cpu", model.vocab_size)):
+            model.head(rows)
     return time.perf_counter() - began
 
 

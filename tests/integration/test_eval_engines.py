@@ -72,6 +72,26 @@ def test_torch_agrees_with_plain_transformers(torch_engine: Engine, models: Call
         require_equal(torch_engine.run(requests()), plainly(models(architecture, seed)))
 
 
+@pytest.mark.parametrize("architecture", ["paper", "gpt_neox"])
+def test_threads_change_nothing(models: Callable[[str, int], Path], architecture: str) -> None:
+    """Each thread computes batches of its own with the same kernels: the same bits, after a reload too."""
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            engine = TorchEngine(batch_tokens=64)
+            for seed in (0, 1):
+                engine.load(models(architecture, seed))
+                found.append(engine.run(requests()))
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        engine.close()
+    assert found[:2] == found[2:]
+    require_equal(found[3], plainly(models(architecture, 1)))
+
+
 def test_requests_choose_something(models: Callable[[str, int], Path]) -> None:
     """The comparison is worth something: answers differ between weights, some are greedy, some truncated."""
     one, two = plainly(models("paper", 0)), plainly(models("paper", 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig
 
@@ -23,8 +24,10 @@ class AdaptedModel(LanguageModel):
     def branched(self, tokens: Tensor, position: Tensor, mask: Tensor, before: Cache | None = None) -> tuple[Tensor, Cache]:
         """See `LanguageModel.branched`. Not every transformers class honours mask and positions: prove it by a probe."""
         past = DynamicCache()
+        B = len(tokens)
         for layer, (keys, values) in enumerate(before or ()):
-            past.update(keys, values, layer)
+            past.update(keys.expand(B, -1, -1, -1), values.expand(B, -1, -1, -1), layer)
+        mask = F.pad(mask, (past.get_seq_length() + tokens.shape[1] - mask.shape[-1], 0))
         out = self.inner.base_model(tokens, attention_mask=mask, position_ids=position, past_key_values=past, use_cache=True)
         T = tokens.shape[1]
         return out.last_hidden_state, [(layer.keys[:, :, -T:], layer.values[:, :, -T:]) for layer in out.past_key_values.layers]

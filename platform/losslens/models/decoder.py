@@ -70,10 +70,32 @@ class Attention(nn.Module):
         qk, v = torch.split(qkv, [H + K, K], dim=2)
         q, k = torch.split(_rotate(qk, cos, sin).transpose(1, 2), [H, K], dim=1)
         own = (k, v.transpose(1, 2))
-        keys, values = own if before is None else (torch.cat(pair, dim=2) for pair in zip(before, own, strict=True))
-        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=H != K)
+        if before is not None and mask.shape[-1] == T:
+            y = _behind_one_stem(q, before, own, mask)
+        else:
+            keys, values = own if before is None else (torch.cat(pair, dim=2) for pair in zip(before, own, strict=True))
+            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=H != K)
         projected: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, H * E))
         return projected, own
+
+
+def _behind_one_stem(q: Tensor, stem: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    """Attention of q [B, H, T, E] to P tokens that every row sees whole, keys and values [1, K, P, E], and to T of its own, [B, K, T, E].
+
+    On a CPU two softmaxes are joined by their sums (arXiv 2205.14135, section 3.1), so that the stem's keys are neither
+    copied nor masked for each row.
+    """
+    B, H, T, E = q.shape
+    K, P = stem[0].shape[1:3]
+    if q.device.type != "cpu":
+        keys, values = (torch.cat([whole.expand(B, -1, -1, -1), part], 2) for whole, part in zip(stem, own, strict=True))
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=F.pad(mask, (P, 0)), enable_gqa=H != K)
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # the one kernel that also tells the sums
+    far, far_sum = attend(q.transpose(0, 1).reshape(1, K, H // K * B * T, E), *stem)  # the heads of a group along time
+    near, near_sum = attend(q, *(part.repeat_interleave(H // K, 1) for part in own), attn_mask=mask)
+    far, far_sum = (part.reshape(H, B, T, -1).transpose(0, 1) for part in (far, far_sum))
+    share = (far_sum - near_sum[..., None]).sigmoid()
+    return far * share + near * (1 - share)  # type: ignore[no-any-return]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ class LanguageModel(nn.Module, ABC):
     def branched(self, tokens: Tensor, position: Tensor, mask: Tensor, before: Cache | None = None) -> tuple[Tensor, Cache]:
         """Final hidden states [B, T, D] where a token sees what a mask says, and the keys and values of these tokens.
 
-        `position` [B, T]; `mask` [B, 1, T, P + T], 0 or -inf, is added to attention's scores; `before` holds P tokens.
+        `position` [B, T]; `mask` [B, 1, T, P + T], 0 or -inf, is added to attention's scores; `before` holds P tokens of each
+        row, or of one for all: those are seen whole, and `mask` is [B, 1, T, T].
         """
 
     @abstractmethod

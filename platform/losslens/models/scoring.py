@@ -5,6 +5,9 @@ Loads are strict: a tensor that is missing, unknown or of another shape is an er
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,14 @@ class ScoringModel:
     def head(self, hidden: Tensor) -> Tensor:
         """Logits, [..., D] -> [..., V]."""
         return self.module.head(hidden)
+
+    def twin(self) -> ScoringModel:
+        """Another model around the same tensors, now and after every `load`: what a class keeps between calls is its own,
+        so that two threads can compute at once."""
+        twin = copy(self)
+        tensors: Iterable[Tensor] = itertools.chain(self.module.parameters(), _persistent_buffers(self.module).values())
+        twin.module = deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
+        return twin
 
     def load(self, directory: Path) -> None:
         """Put the weights of `directory` in place; the model's config must be that of the directory.
