@@ -17,8 +17,9 @@ from losslens.families import Shape
 from losslens.models.config import NORM_EPS, ROTARY_FRACTION
 from losslens.models.language_model import Cache, LanguageModel
 
-# Below this length on a CPU the written-out attention beats the fused kernel, whose bfloat16 backward pass is slow.
-WRITTEN_OUT_BELOW = 384
+# Queries that written-out attention takes at once. On a CPU it is twice as fast as the fused kernel, whose backward pass
+# is slow, and a block computes no scores beyond its last query (tests/bench/bench_attention.py).
+BLOCK = 128
 
 
 class RMSNorm(nn.Module):
@@ -43,7 +44,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(shape.heads * shape.head_dim, shape.d_model, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        """`mask` [T', T'] with T' >= T asks for the written-out product, None for the fused kernel."""
+        """`mask` (see `Decoder`) asks for the written-out product, None for the fused kernel."""
         B, T, _ = x.shape
         H, K, E = self.heads, self.kv_heads, self.head_dim
         qkv = self.qkv_proj(x).view(B, T, H + 2 * K, E)
@@ -53,10 +54,7 @@ class Attention(nn.Module):
         if mask is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
         else:
-            # The H/K query heads of a group are stacked along time, so that one product serves the group.
-            q = (q * E**-0.5).reshape(B, K, H // K * T, E)
-            weights = (q @ k.transpose(-1, -2)).view(B, K, H // K, T, T) + mask[:T, :T].to(q.dtype)
-            y = (weights.softmax(-1).view(B, K, H // K * T, T) @ v).view(B, H, T, E)
+            y = _written_out(q * E**-0.5, k, v, mask)
         projected: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, H * E))
         return projected
 
@@ -77,6 +75,22 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=H != K)
         projected: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, H * E))
         return projected, own
+
+
+def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Causal attention of scaled q [B, H, T, E] to k, v [B, K, T, E], a block of queries at a time; `mask` [BLOCK, BLOCK]."""
+    B, H, T, E = q.shape
+    K = k.shape[1]
+    made = []
+    for first in range(0, T, BLOCK):
+        stop = min(first + BLOCK, T)
+        C = stop - first
+        # The H/K query heads of a group are stacked along time, so that one product serves the group.
+        block = q[:, :, first:stop].reshape(B, K, H // K * C, E)
+        visible = F.pad(mask[:C, :C].to(q.dtype), (first, 0)) if first else mask[:C, :C].to(q.dtype)
+        weights = (block @ k[:, :, :stop].transpose(-1, -2)).view(B, K, H // K, C, stop) + visible
+        made.append((weights.softmax(-1).view(B, K, H // K * C, stop) @ v[:, :, :stop]).view(B, H, C, E))
+    return made[0] if len(made) == 1 else torch.cat(made, 2)
 
 
 def _behind_one_stem(q: Tensor, stem: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
@@ -166,13 +180,12 @@ class Decoder(LanguageModel):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         # -inf above the diagonal, made once: building it costs as much as a small layer.
-        length = shape.seq_len if shape.seq_len < WRITTEN_OUT_BELOW else 0
-        self.register_buffer("mask", torch.full((length, length), float("-inf")).triu(1), persistent=False)
+        self.register_buffer("mask", torch.full((BLOCK, BLOCK), float("-inf")).triu(1), persistent=False)
 
     def features(self, tokens: Tensor) -> Tensor:
         """Hidden states after the final norm, [B, T] -> [B, T, D]."""
         T = tokens.shape[1]
-        written_out = tokens.device.type == "cpu" and self.mask.shape[0] >= T
+        written_out = tokens.device.type == "cpu" and (T <= BLOCK or torch.is_grad_enabled())
         x = self.model.embed_tokens(tokens)
         for block in self.model.layers:
             x = block(x, self.cos, self.sin, self.mask if written_out else None)
