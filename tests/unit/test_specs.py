@@ -122,6 +122,8 @@ def test_mistakes_are_one_sentence_and_a_remedy(load: Load, override: str, sente
     [("name: [", "line 1 is not valid YAML"), ("- a\n- b\n", "does not hold a mapping"), ("", "does not hold a mapping")]
     + [
         ("name: a\nseed: 1\nseed: 2\n", "line 3 is not valid YAML: the key 'seed' occurs twice"),
+        ("name: a\n? [b, c]\n: 1\n", "line 2 is not valid YAML: a key is not a plain word"),
+        ("name: a\nseed: 2020-13-45\n", "is not valid YAML: month must be in 1..12"),
         ("name: a\n", "missing required field `corpus`"),
     ],
 )

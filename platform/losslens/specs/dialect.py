@@ -19,9 +19,11 @@ class Loader(yaml.SafeLoader):
     """Reads a study."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of `node`; a `yaml.constructor.ConstructorError` when a key occurs twice."""
+        """The mapping of `node`; a `yaml.constructor.ConstructorError` when a key occurs twice or is a list or a mapping."""
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is not a plain word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} occurs twice", key.start_mark)
             seen.add(key.value)
@@ -46,9 +48,12 @@ def read(text: str) -> Any:
     """The value that `text` denotes.
 
     Raises:
-        yaml.YAMLError: malformed YAML or a key that occurs twice.
+        yaml.YAMLError: malformed YAML, a key that occurs twice, or a date that no calendar has.
     """
-    return yaml.load(text, Loader=Loader)
+    try:
+        return yaml.load(text, Loader=Loader)
+    except ValueError as error:
+        raise yaml.MarkedYAMLError(problem=str(error)) from error
 
 
 def write(value: Any) -> str:
