@@ -19,7 +19,7 @@ from typing import Any
 
 from eval_service.http.evaluations import Evaluation, State
 from losslens.errors import DataMismatch, EnvironmentFailure, UserError
-from losslens.results.parts import flush_folder
+from losslens.results.places import flush_folder
 
 _VERSION = 1
 _NAMES = tuple(field.name for field in fields(Evaluation))

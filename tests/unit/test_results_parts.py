@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from losslens.errors import DataMismatch, UserError
-from losslens.results import Results, parts
+from losslens.results import Results, layout, parts
 from losslens.results.tables import LOSSES, REQUIRED, TABLES
 
 PLATFORM = Path(parts.__file__).parents[2]
@@ -41,8 +41,8 @@ def test_equal_rows_make_one_part_however_they_come(tmp_path_factory: pytest.Tem
     reordered = chunked.select(list(reversed(chunked.column_names)))
     assert results.write("losses", chunked) == path
     assert results.write("losses", reordered) == path
-    assert parts.listed(results.root, "losses") == [path]
-    assert pq.read_table(path).to_pylist() == whole.to_pylist()
+    assert path is not None and parts.listed(results.root, "losses") == [results.root / path]
+    assert pq.read_table(results.root / path).to_pylist() == whole.to_pylist()
 
 
 def test_different_rows_make_different_parts(tmp_path: Path) -> None:
@@ -80,8 +80,9 @@ def test_rows_that_do_not_fit_are_refused_in_one_sentence(tmp_path: Path, table:
 def test_a_damaged_part_is_not_overwritten_in_silence(tmp_path: Path) -> None:
     results = Results(tmp_path)
     row = {"run_id": "r", "step": 1}
-    path = results.write("train_log", [row])
-    assert path is not None
+    written = results.write("train_log", [row])
+    assert written is not None
+    path = tmp_path / written
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(DataMismatch, match=path.name):
         results.write("train_log", [row])
@@ -112,7 +113,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 3
     assert said.startswith("No space is left to write") and "Free some space" in said
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [f"layout-{layout.LAYOUT}"]
 
 
 WRITE_FOREVER = """
@@ -142,7 +143,7 @@ def test_killed_writers_lose_nothing_acknowledged_and_leave_no_half_row(tmp_path
     for writer, count in acknowledged.items():
         assert {row["step"] for row in stored if row["run_id"] == writer} >= set(range(count))
     assert sum(acknowledged.values()) > 0
-    assert list(parts.verify(tmp_path)) == []
+    assert list(parts.verify(results.place)) == []
 
 
 def test_temporary_files_of_killed_writers_are_not_read_and_go_after_a_day(tmp_path: Path) -> None:

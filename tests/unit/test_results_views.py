@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -285,3 +286,30 @@ def test_a_damaged_database_is_named_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(DataMismatch, match=r"results\.duckdb") as caught:
         results.refresh()
     assert "Delete it" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("sql", "tables"),
+    [
+        ("SELECT 1", set()),
+        ('FROM "Thresholds"', {"thresholds"}),
+        ("SELECT * FROM curve", {"runs", "checkpoints", "losses", "scores"}),
+        ("FROM CROSSINGS('t', 'm', 1)", {"runs", "checkpoints", "losses", "scores"}),
+        ("FROM parts.samples", {"samples"}),
+    ],
+)
+def test_only_tables_that_a_statement_can_mean_are_looked_at(sql: str, tables: set[str]) -> None:
+    assert set(database.reached(sql)) == tables
+
+
+def test_threads_ask_at_once_and_see_what_was_just_written(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    add_run(results, "r", [2.0], [0.1])
+
+    def ask(number: int) -> int:
+        add_run(results, f"r-{number}", [2.0], [0.1])
+        return int(results.query("SELECT * FROM curve WHERE run_id = ?", [f"r-{number}"]).num_rows)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(8))) == [1] * 8
+    assert results.query("SELECT * FROM curve").num_rows == 9

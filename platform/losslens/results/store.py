@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import duckdb
 import pyarrow as pa
 
 from losslens.errors import DataMismatch, EnvironmentFailure, LosslensError, UserError
-from losslens.results import database, parts, statements
+from losslens.results import compaction, database, layout, parts, statements
+from losslens.results.places import Folder, place
 
 _log = logging.getLogger(__name__)
 
@@ -23,34 +25,49 @@ class Results:
     """
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(root).resolve()
+        self.place = place(root)
         self._looked = False  # whether results.duckdb has been checked to belong to this place
 
-    def write(self, table: str, rows: parts.Rows) -> Path | None:
-        """Append `rows` to `table` as one immutable part; its path, or None when there are no rows.
+    @property
+    def root(self) -> Path:
+        """The directory. Raises UserError when the results lie in object storage."""
+        if isinstance(self.place, Folder):
+            return self.place.path
+        raise UserError(f"{self.place} is no directory.", "Give a directory on this machine here.")
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+    def write(self, table: str, rows: parts.Rows) -> str | None:
+        """Append `rows` to `table` as one immutable part; its path in the results, or None when there are no rows.
 
         When it returns, the rows are on the disk. Equal rows written again add nothing. Errors: see `parts.write`.
         """
-        return parts.write(self.root, table, rows)
+        return parts.write(self.place, table, rows)
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
         """The answer to one read-only statement over the views of the contract.
 
-        Raises UserError (no such directory, a statement that is wrong or does more than read) and DataMismatch
-        (a part that cannot be read, by name).
+        Raises UserError (no such directory, one of a newer losslens, a statement that is wrong or does more than read) and
+        DataMismatch (a part that cannot be read, by name).
         """
         self._require_parts()
         self._mend_if_moved()
         try:
-            connection = database.in_memory(self.root)
-        except duckdb.Error as error:
+            return self._answer(sql, params)
+        except duckdb.IOException:  # compaction removed a part after it was listed: list again
+            pass
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
             raise self._blamed(error) from error
-        with connection:
+        try:
+            return self._answer(sql, params)
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            raise self._blamed(error) from error
+
+    def _answer(self, sql: str, params: Sequence[Any]) -> pa.Table:
+        with database.connect(self.place, sql) as connection:
             statements.require_reading(connection, sql)
-            try:
-                return connection.sql(sql, params=list(params)).to_arrow_table()
-            except duckdb.Error as error:
-                raise self._blamed(error) from error
+            return connection.sql(sql, params=list(params)).to_arrow_table()
 
     def curve(
         self,
@@ -65,18 +82,31 @@ class Results:
 
         Raises UserError, naming the values there are, when a filter matches nothing.
         """
+        order = "study, run_id, step, tokens, loss_dataset, loss_unit, task, format, shots, metric, checkpoint_id"
         filters = {"task": task, "format": format, "metric": metric, "loss_dataset": loss_dataset, "study": study}
         wanted = {name: [value] if isinstance(value, str) else list(value) for name, value in filters.items() if value is not None}
-        where = "".join(f" AND list_contains(${number}, {name})" for number, name in enumerate(wanted, 1))
-        found = self.query(f"SELECT * FROM curve WHERE true{where} ORDER BY ALL", list(wanted.values()))
+        places = count(1)  # `IN` and not list_contains: DuckDB skips what lies in other row groups
+        where = "".join(f" AND {name} IN ({', '.join(f'${next(places)}' for _ in values) or 'NULL'})" for name, values in wanted.items())
+        given = [value for values in wanted.values() for value in values]
+        found = self.query(f"SELECT * FROM curve WHERE true{where} ORDER BY {order}", given)
         if wanted and not found.num_rows:
             raise self._nothing_for(wanted)
         return found
 
+    def compact(self, grace: float = compaction.GRACE) -> list[compaction.Compacted]:
+        """Merge small parts and bring older ones to this layout; one entry per table. Readers and writers go on meanwhile.
+
+        Parts that were merged go `grace` seconds later, at the next call after that. Errors: see `compaction.compact`.
+        """
+        self._require_parts()
+        return compaction.compact(self.place, grace)
+
     def refresh(self) -> None:
         """Make or mend results.duckdb. When another process keeps it locked it is left as it is: its views read parts
-        by glob and stay current."""
+        by glob and stay current. Object storage gets none: DuckDB would need an extension to read from there."""
         self._require_parts()
+        if not isinstance(self.place, Folder):
+            return
         try:
             if not database.refresh(self.root):
                 _log.warning("%s is in use by another process and was left as it is.", self.root / database.FILE)
@@ -86,11 +116,12 @@ class Results:
             raise self._blamed(error) from error
 
     def _require_parts(self) -> None:
-        if not (self.root / "parts").is_dir():
-            raise UserError(f"{self.root} holds no results.", "Name a directory that holds parts/, or run a study into it first.")
+        if not self.place.there():
+            raise UserError(f"{self} holds no results.", "Name a directory that holds parts/, or run a study into it first.")
+        layout.require_known(self.place)
 
     def _mend_if_moved(self) -> None:
-        if self._looked:
+        if self._looked or not isinstance(self.place, Folder):
             return
         self._looked = True
         if database.current(self.root) is not False:
@@ -102,12 +133,14 @@ class Results:
         else:
             _log.warning("%s was made elsewhere or by another version: its views now read this directory.", self.root / database.FILE)
 
-    def _blamed(self, error: duckdb.Error) -> LosslensError:
+    def _blamed(self, error: Exception) -> LosslensError:
         """Whose fault a DuckDB error is: a part that cannot be read, otherwise the statement."""
         if not isinstance(error, duckdb.ParserException | duckdb.CatalogException | duckdb.BinderException):
-            for path, reason in parts.verify(self.root):
+            for path, reason in parts.verify(self.place):
                 return DataMismatch(f"{path} cannot be read: {reason}.", "Restore it, or move it away to do without its rows.")
-        return statements.explained(error)
+        if isinstance(error, duckdb.Error):
+            return statements.explained(error)
+        return EnvironmentFailure(f"{self} cannot be read: {' '.join(str(error).split())}.", "Try again; check the storage.")
 
     def _nothing_for(self, wanted: dict[str, list[str]]) -> UserError:
         for name, values in wanted.items():

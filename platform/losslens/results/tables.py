@@ -28,7 +28,7 @@ SCORES = pa.schema(
 SAMPLES = pa.schema(
     [("checkpoint_id", _S), ("task", _S), ("task_version", _I), ("format", _S), ("shots", _I), ("item_id", _S)]
     + [("option", _I), ("is_gold", _B), ("logprob", _F), ("tokens", _I), ("bytes", _I), ("generated", _S), ("correct", _B)]
-    + [("engine", _S)]
+    + [("engine", _S), ("scored_bytes", _I)]
 )
 TRAIN_LOG = pa.schema(
     [("run_id", _S), ("attempt", _I), ("step", _I), ("tokens", _I), ("loss", _F), ("lr", _F), ("grad_norm", _F)]
@@ -39,6 +39,21 @@ THRESHOLDS = pa.schema(
     + [("verdict", _S), ("eta", _F), ("eta_low", _F), ("eta_high", _F), ("last_at_chance", _F), ("first_above", _F)]
     + [("spearman", _F), ("pearson", _F), ("n_checkpoints", _I), ("n_runs", _I), ("method", _S), ("computed_at", _T)]
 )
+SAME_CURVE = pa.schema(
+    [("study", _S), ("task", _S), ("format", _S), ("shots", _I), ("metric", _S), ("loss_dataset", _S), ("loss_unit", _S)]
+    + [("property", _S), ("level", _S), ("reference", _S), ("axis", _S), ("verdict", _S), ("reason", _S), ("margin", _F)]
+    + [("effect", _F), ("effect_low", _F), ("effect_high", _F)]
+    + [("largest", _F), ("largest_low", _F), ("largest_high", _F), ("largest_at", _F), ("run_spread", _F)]
+    + [("axis_error", _F), ("explains_most", _B), ("behind", _F)]
+    + [("n_checkpoints", _I), ("n_runs", _I), ("method", _S), ("computed_at", _T)]
+)
+FORECASTS = pa.schema(
+    [("study", _S), ("task", _S), ("format", _S), ("shots", _I), ("metric", _S), ("loss_dataset", _S), ("loss_unit", _S)]
+    + [("target", _S), ("params", _F), ("tokens", _F), ("predicted", _F), ("predicted_low", _F), ("predicted_high", _F)]
+    + [("actual", _F), ("error_points", _F), ("forecastable", _B), ("reason", _S)]
+    + [("constant", _F), ("linear", _F), ("one_stage", _F), ("two_stage", _F)]  # what rivals say
+    + [("n_checkpoints", _I), ("n_runs", _I), ("method", _S), ("computed_at", _T)]
+)
 
 TABLES: dict[str, pa.Schema] = {
     "runs": RUNS,
@@ -48,6 +63,8 @@ TABLES: dict[str, pa.Schema] = {
     "samples": SAMPLES,
     "train_log": TRAIN_LOG,
     "thresholds": THRESHOLDS,
+    "same_curve": SAME_CURVE,
+    "forecasts": FORECASTS,
 }
 
 REQUIRED: dict[str, tuple[str, ...]] = {
@@ -58,5 +75,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "samples": ("checkpoint_id", "task", "format", "item_id"),
     "train_log": ("run_id", "step"),
     "thresholds": ("task", "metric", "loss_dataset", "loss_unit", "verdict"),
+    "same_curve": ("task", "metric", "loss_dataset", "loss_unit", "property", "axis", "verdict", "margin"),
+    "forecasts": ("task", "metric", "loss_dataset", "loss_unit", "target", "forecastable", "method"),
 }
 """Columns that our own writer refuses to leave NULL or not finite. Foreign parts may lack any of them."""

@@ -190,7 +190,7 @@ class _Import:
         refused = self._run(f"SELECT {refusal} AS why, {names}, count(*) FROM found_{table} WHERE why IS NOT NULL GROUP BY ALL")
         for why, task, metric, count in refused:
             self._leave(why, count, task, metric)
-        keys = ("checkpoint_id", *_KEYS[table])
+        keys = (*_KEYS[table], "checkpoint_id")  # the task first: a query for one task skips the row groups of the others
         order = ", ".join(keys)
         rows = self.connection.sql(f"SELECT * {usable} ORDER BY {order}").to_arrow_table()
         if _repeats(rows, keys):
