@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from jobs.filters import EVERYTHING, Filters
+from jobs.progress import Board
 from losslens import analysis
 from losslens.results import Results
 
@@ -19,7 +20,9 @@ def thresholds(results: Path, filters: Filters = EVERYTHING) -> pa.Table:
         EnvironmentFailure: the rows cannot be written.
     """
     stored = Results(results)
-    found = analysis.thresholds(filters.points(stored))
+    points = filters.points(stored)
+    with Board() as board:
+        found = analysis.thresholds(points, progress=lambda done, total: board.show("thresholds", done, total))
     stored.write("thresholds", found)
     stored.refresh()
     return found

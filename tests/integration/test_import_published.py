@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from jobs.analyse import thresholds
 from jobs.filters import Filters
 from jobs.import_results import import_results
+from losslens.analysis import correlations
+from losslens.analysis import thresholds as thresholds_of
 from losslens.results import Results
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "data" / "published"
@@ -18,7 +21,7 @@ pytestmark = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no published tab
 LICENCES = {"gadre": "MIT", "olmo-ladder": "Apache-2.0", "pythia": "Apache-2.0"}
 COUNTS = {  # runs, checkpoints, losses, scores
     "gadre": (104, 104, 104 * 8, 104 * 46),
-    "olmo-ladder": (34, 3948, 122_388, 169_827),
+    "olmo-ladder": (34, 3948, 126_336, 173_775),
     "pythia": (37, 746, 150, 160_352),
 }
 
@@ -122,3 +125,85 @@ def test_the_analyses_take_imported_rows(imported: Results) -> None:
     found = thresholds(imported.root, Filters(task="mmlu_test", format="letter", loss_dataset="c4_en")).to_pylist()
     assert [(row["verdict"], row["n_checkpoints"], row["n_runs"]) for row in found] == [("emergent", 379, 4)]
     assert 2.66 < found[0]["eta"] < 2.72  # between the brackets of 7B and 13B
+
+
+PAPERS_CHECK = """study = 'olmo-ladder' AND loss_dataset = 'c4_en' AND metric IN ('acc', 'acc_norm') AND step >= 1000
+    AND run_id NOT IN ('olmo-ladder/peteish7_medlr', 'olmo-ladder/peteish7_eval_anneal')"""
+"""The selection behind the published correlations: the ladder, 7B and 13B, without the 7B at another learning rate, the
+annealed 7B and each run's first 1,000 steps: 3,662 checkpoints, of which 278 of 7B and 13B were also asked for letters."""
+
+
+def curves_of(results: Results, where: str) -> pa.Table:
+    return results.query(f"SELECT * FROM curve WHERE {where}")
+
+
+def mean_of_subjects(results: Results, where: str) -> pa.Table:
+    """MMLU as a plain mean over its groups or subjects, as in the figures below."""
+    kept = "study, run_id, step, tokens, loss, loss_dataset, loss_unit, format, shots, metric"
+    return results.query(
+        f"SELECT {kept}, 'mmlu' AS task, avg(value) AS value, sqrt(sum(stderr ** 2)) / count(*) AS stderr, sum(n)::BIGINT AS n,"
+        f" avg(chance) AS chance, true AS higher_is_better FROM curve WHERE {where} GROUP BY ALL"
+    )
+
+
+FOUR = "task IN ('mmlu_stem_test', 'mmlu_humanities_test', 'mmlu_social_sciences_test', 'mmlu_other_test')"
+
+
+@pytest.mark.parametrize(
+    ("task", "form", "n", "spearman", "pearson"),
+    [
+        ("hellaswag_val", "text", 3662, -0.999, -0.964),
+        ("piqa_val", "text", 3662, -0.996, -0.987),
+        ("mmlu", "text", 3662, -0.997, -0.895),
+        ("arc_challenge_test", "text", 3662, -0.989, -0.896),
+        ("winogrande_val", "text", 3662, -0.921, -0.828),
+        ("boolq_val", "text", 3662, -0.622, -0.651),
+        ("mmlu", "letter", 278, -0.972, -0.921),
+    ],
+)
+def test_correlations_of_the_ladder(imported: Results, task: str, form: str, n: int, spearman: float, pearson: float) -> None:
+    where = f"{PAPERS_CHECK} AND format = '{form}'"
+    points = mean_of_subjects(imported, f"{where} AND {FOUR}") if task == "mmlu" else curves_of(imported, f"{where} AND task = '{task}'")
+    (row,) = correlations(points).to_pylist()
+    assert row["n_checkpoints"] == n
+    assert (round(row["spearman"], 3), round(row["pearson"], 3)) == (spearman, pearson)
+
+
+@pytest.mark.parametrize(
+    ("task", "spearman"),
+    [("lambada_openai", -0.991), ("piqa", -0.987), ("arc_easy", -0.991), ("sciq", -0.982), ("mmlu", -0.888), ("logiqa", -0.001)],
+)
+def test_correlations_of_pythia(imported: Results, task: str, spearman: float) -> None:
+    where = "study = 'pythia' AND loss_unit = 'bits/byte' AND metric = 'acc' AND shots = 0"
+    points = (
+        mean_of_subjects(imported, f"{where} AND starts_with(task, 'hendrycksTest')")
+        if task == "mmlu"
+        else curves_of(imported, f"{where} AND task = '{task}'")
+    )
+    (row,) = correlations(points).to_pylist()
+    assert row["n_checkpoints"] == 150 and row["spearman"] == pytest.approx(spearman, abs=1e-3)
+    if task in ("mmlu", "logiqa"):
+        (found,) = thresholds_of(points).to_pylist()
+        assert found["verdict"] == {"mmlu": "not_reached", "logiqa": "no_trend"}[task]
+
+
+BRACKETS = {"peteish7": (2.695, 2.705), "peteish7_medlr": (2.707, 2.718), "peteish13": (2.665, 2.692)}
+"""Losses of the first checkpoint clearly above and of the last at chance, MMLU with letters, read off by eye."""
+
+
+def olmo(results: Results, task: str, form: str, runs: list[str]) -> dict[str, Any]:
+    names = ", ".join(f"'olmo-ladder/{run}'" for run in runs)
+    where = f"loss_dataset = 'c4_en' AND metric IN ('acc', 'acc_norm') AND task = '{task}' AND format = '{form}' AND run_id IN ({names})"
+    row: dict[str, Any] = thresholds_of(curves_of(results, where)).to_pylist()[0]
+    return row
+
+
+@pytest.mark.parametrize("task", ["mmlu_test", "arc_challenge_test", "hellaswag_val"])
+@pytest.mark.parametrize("runs", [[run] for run in BRACKETS] + [list(BRACKETS)], ids=[*BRACKETS, "together"])
+def test_letters_emerge_where_the_tables_jump_and_full_answers_grow(imported: Results, task: str, runs: list[str]) -> None:
+    found = olmo(imported, task, "letter", runs)
+    low, high = min(BRACKETS[run][0] for run in runs), max(BRACKETS[run][1] for run in runs)
+    assert found["verdict"] == "emergent"
+    assert low - 0.01 <= found["eta"] <= high + 0.01
+    assert found["eta_low"] <= high and found["eta_high"] >= low, "the interval meets the bracket"
+    assert olmo(imported, task, "text", runs)["verdict"] == "gradual"

@@ -11,12 +11,15 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+from scipy import optimize
 
 from jobs.analyse import correlations as correlations_of
 from jobs.analyse import thresholds as thresholds_of
 from jobs.filters import Filters
 from jobs.query import sql
 from losslens.analysis import correlations, onset, thresholds
+from losslens.analysis.curves import MOST, running_mean, split, thinned
+from losslens.analysis.interval import interval
 from losslens.errors import UserError
 from losslens.results import Results
 from losslens.results.tables import THRESHOLDS
@@ -35,8 +38,8 @@ def test_a_planted_threshold_is_found(shape: str) -> None:
     found = verdicts(shape, 12, spread=0.02, wobble=0.01)
     emergent = [row for row in found if row["verdict"] == "emergent"]
     assert len(emergent) >= 11
-    assert np.median([abs(row["eta"] - ETA) for row in emergent]) < 0.08
-    assert np.mean([row["eta_low"] <= ETA <= row["eta_high"] for row in emergent]) >= 0.7
+    assert np.median([abs(row["eta"] - ETA) for row in emergent]) < (0.15 if "very slow" in shape else 0.06)
+    assert np.mean([row["eta_low"] <= ETA <= row["eta_high"] for row in emergent]) >= 0.75
     assert all(row["eta_low"] <= row["eta"] <= row["eta_high"] for row in emergent)
 
 
@@ -157,6 +160,75 @@ def test_resamples_keep_the_number_of_checkpoints_of_the_drawn_runs() -> None:
     by_run = weights.reshape(100, 3, 20).sum(axis=2)
     assert set((by_run / 21).ravel()) <= {0.0, 1.0, 2.0, 3.0}, "7 blocks of 3 for each time a run is drawn"
     assert (by_run.sum(axis=1) == 63).all()
+
+
+def candidates(points: pa.Table) -> tuple[Any, onset.Fit]:
+    ((_, curve),) = split(points)
+    curve = curve.only(curve.trained)
+    return curve, onset.fit(curve, 0.1)
+
+
+def test_the_fit_is_that_of_nonnegative_least_squares() -> None:
+    """The closed form for two coefficients that may not be negative and a bounded base, against scipy's solver."""
+    curve, found = candidates(simulate("onset, jump", seed=1))
+    random, rise = np.random.default_rng(0), onset.rises(found.eta, found.widths, curve.loss)
+    solved = onset.solve(rise, found.eta, curve, curve.noise[:, None] ** -2.0, 0.01, 0.0)
+    for place in random.choice(len(rise), 40, replace=False).tolist():
+        eta = found.eta[place // (len(rise) // len(found.eta))]
+        design = np.stack([np.ones(len(curve.loss)), curve.loss < eta, rise[place]], axis=1)
+        wanted = optimize.lsq_linear(design / curve.noise[:, None], curve.gain / curve.noise, ([-np.inf, 0, 0], [0.01, np.inf, np.inf]))
+        assert solved.squares[place, 0] == pytest.approx(2 * wanted.cost, rel=1e-6)
+
+
+def test_both_parts_of_a_rise_are_paid_for() -> None:
+    _, found = candidates(simulate("onset, step", seed=2, items=2000))
+    best = int(found.solution.cost.argmin())
+    assert found.solution.jump[best, 0] == pytest.approx(0.6, abs=0.02) and found.solution.rise[best, 0] == 0
+    assert found.likelihood.sum() == pytest.approx(1) and found.quantile(0.025) < found.quantile(0.5) < found.quantile(0.975)
+    assert (found.solution.base <= 0.1).all()
+
+
+def test_runs_that_disagree_widen_the_interval_and_are_told_apart() -> None:
+    def of(spread: float) -> list[Any]:
+        rows = [candidates(simulate("onset, saturating", seed=seed, items=2000, spread=spread)) for seed in range(6)]
+        return [interval(curve, found, 0.05, bootstrap=50, seed=0) for curve, found in rows]
+
+    agree, differ = of(0.0), of(0.06)
+    assert np.median([one.spread for one in agree]) < 0.01 < 0.03 < np.median([one.spread for one in differ]) < 0.1
+    assert np.median([one.high - one.low for one in differ]) > 2 * np.median([one.high - one.low for one in agree])
+
+
+def test_one_run_has_no_spread() -> None:
+    curve, found = candidates(simulate("onset, jump", seed=0, runs=1))
+    one = interval(curve, found, 0.05, bootstrap=50, seed=0)
+    assert one.spread == 0 and one.low < one.eta < one.high
+
+
+def test_a_large_curve_is_thinned_within_its_runs() -> None:
+    ((_, curve),) = split(simulate("onset, linear", seed=0, runs=3, checkpoints=700))
+    small = thinned(curve)
+    assert MOST / 2 < len(small.loss) <= MOST + 3 and set(small.run) == set(curve.run)
+    weights = [one.noise**-2.0 for one in (small, curve)]
+    assert weights[0].sum() == pytest.approx(weights[1].sum())
+    assert (weights[0] @ small.gain) == pytest.approx(weights[1] @ curve.gain)
+    assert thinned(small) is small or len(small.loss) > MOST
+
+
+def test_running_means_use_what_neighbours_there_are() -> None:
+    assert running_mean(np.array([1.0, 2.0, 3.0, 10.0]), 1).tolist() == [1.5, 2.0, 5.0, 6.5]
+    assert running_mean(np.array([1.0, 3.0]), 5).tolist() == [2.0, 2.0]
+
+
+def test_few_ties_and_a_constant_stretch_are_no_trouble() -> None:
+    same_loss = curve([0.25] * 60 + [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.9], [3.0] * 60 + np.linspace(2.9, 2.0, 8).tolist())
+    assert only(same_loss)["verdict"] in ("emergent", "gradual")
+
+
+def test_progress_counts_curves() -> None:
+    heard: list[tuple[int, int]] = []
+    both = pa.concat_tables([curve([0.3] * 12), curve([0.3] * 12, task="u")])
+    thresholds(both, bootstrap=0, progress=lambda done, total: heard.append((done, total)))
+    assert heard == [(1, 2), (2, 2)]
 
 
 def test_correlations_by_hand() -> None:

@@ -5,7 +5,6 @@ Performance is normalised as in the paper: 0 is chance, 1 the best possible valu
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -20,6 +19,9 @@ Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 NO_CHANCE = frozenset({"bits_per_byte"})
 """Metrics without a level that guessing reaches: the stored chance (8 bits per byte, a uniform byte) is where no
 trained model ever is, so nothing can be absent first and appear later."""
+
+MOST = 300
+"""Checkpoints of one curve that are fitted one by one. Of more, neighbours are closer than any threshold can be placed."""
 
 
 class Key(NamedTuple):
@@ -40,7 +42,8 @@ class Curve:
 
     `gain` is (value - chance) / (best - chance), or the signed value where the metric has no chance; `noise` its standard
     error; `guess` how much of the gain a strategy without knowledge may reach (see docs/THRESHOLDS.md); `trained` is
-    false for checkpoints of step or token 0, which are at chance by construction.
+    false for checkpoints of step or token 0, which are at chance by construction. `row` is each checkpoint's row in the
+    table, `room` what a gain of 1 is in the metric's own unit.
     """
 
     loss: Floats
@@ -49,10 +52,12 @@ class Curve:
     noise: Floats
     run: Ints
     trained: Bools
+    row: Ints
+    room: float
     has_chance: bool
     guess: float
 
-    def only(self, chosen: Bools) -> Curve:
+    def only(self, chosen: Bools | Ints) -> Curve:
         """The chosen checkpoints."""
         return replace(
             self,
@@ -62,21 +67,34 @@ class Curve:
             noise=self.noise[chosen],
             run=self.run[chosen],
             trained=self.trained[chosen],
+            row=self.row[chosen],
         )
 
 
 def split(table: pa.Table) -> Iterator[tuple[Key, Curve]]:
     """The curves in rows of view `curve`, sorted by key. Rows without a loss or a value are left out."""
-    places: dict[Key, list[int]] = defaultdict(list)
-    for place, names in enumerate(zip(*(table[name].to_pylist() for name in Key._fields), strict=True)):
-        places[Key(*names)].append(place)
     columns = {name: _numbers(table, name) for name in ("loss", "value", "stderr", "n", "chance", "step", "tokens")}
-    better = table["higher_is_better"].to_pylist()
-    runs = np.asarray(table["run_id"].fill_null("").dictionary_encode().combine_chunks().indices, dtype=np.int64)
+    better = table["higher_is_better"].fill_null(True).to_numpy()
+    named = table["run_id"].fill_null("").combine_chunks().dictionary_encode()
+    by_name = np.argsort(np.argsort(np.asarray(named.dictionary.to_pylist(), dtype=str)))  # so that the order of rows says nothing
+    runs = by_name[np.asarray(named.indices)]
+    places = _places(table)
     for key in sorted(places, key=lambda key: tuple((name is None, name) for name in key)):
-        chosen = np.asarray(places[key])
+        chosen = places[key]
         picked = {name: column[chosen] for name, column in columns.items()}
-        yield key, _curve(key, picked, runs[chosen], higher_is_better=better[int(chosen[0])] is not False)
+        yield key, _curve(key, picked, runs[chosen], chosen, higher_is_better=bool(better[chosen[0]]))
+
+
+def _places(table: pa.Table) -> dict[Key, Ints]:
+    """The rows of each curve, in their order."""
+    number = np.zeros(table.num_rows, dtype=np.int64)
+    for name in Key._fields:
+        codes = table[name].combine_chunks().dictionary_encode(null_encoding="encode")
+        number = np.unique(number * max(len(codes.dictionary), 1) + np.asarray(codes.indices), return_inverse=True)[1]
+    order = np.argsort(number, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(number[order])) + 1) if len(order) else []
+    names = table.select(Key._fields).take(pa.array([int(rows[0]) for rows in groups], pa.int64())).to_pylist()
+    return {Key(**name): rows for name, rows in zip(names, groups, strict=True)}
 
 
 def _numbers(table: pa.Table, name: str) -> Floats:
@@ -85,7 +103,7 @@ def _numbers(table: pa.Table, name: str) -> Floats:
     return np.asarray(table[name].cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def _curve(key: Key, columns: dict[str, Floats], run: Ints, *, higher_is_better: bool) -> Curve:
+def _curve(key: Key, columns: dict[str, Floats], run: Ints, row: Ints, *, higher_is_better: bool) -> Curve:
     training = np.where(np.isnan(columns["tokens"]), columns["step"], columns["tokens"])
     known = np.isfinite(columns["loss"]) & np.isfinite(columns["value"])
     order = np.lexsort((-columns["loss"], training, run))
@@ -103,6 +121,8 @@ def _curve(key: Key, columns: dict[str, Floats], run: Ints, *, higher_is_better:
         noise=_noise(picked["stderr"], picked["n"], picked["value"]) / abs(room),
         run=run[order],
         trained=~(training[order] == 0),
+        row=row[order],
+        room=room,
         has_chance=has_chance,
         guess=0.2 * min(max(chance if higher_is_better else 1.0 - chance, 0.0), 1.0) if has_chance else 0.0,
     )
@@ -121,6 +141,36 @@ def _noise(stderr: Floats, n: Floats, value: Floats) -> Floats:
     filled = np.where(known, stderr, typical)
     floor = np.maximum(np.where(np.isfinite(n) & (n > 0), 1.0 / np.maximum(n, 1), 0.0), typical / 10)
     return np.maximum(filled, np.where(floor > 0, floor, 1e-6))
+
+
+def running_mean(values: Floats, half: int) -> Floats:
+    """Mean of each value and `half` neighbours on either side, as many as there are."""
+    window = np.ones(2 * half + 1)
+    mean: Floats = np.convolve(values, window)[half:-half] / np.convolve(np.ones(len(values)), window)[half:-half]
+    return mean
+
+
+def smoothed_noise(curve: Curve) -> Floats:
+    """Standard errors as neighbours in loss have them: a checkpoint that scored low by chance would else seem more certain
+    than one that scored high by chance, and draw the fit below both."""
+    order = np.argsort(curve.loss)
+    noise = np.empty(len(order))
+    noise[order] = np.sqrt(running_mean(curve.noise[order] ** 2, max(3, len(order) // 16)))
+    return noise
+
+
+def thinned(curve: Curve, most: int = MOST) -> Curve:
+    """At most about `most` checkpoints: of a larger curve, neighbours in loss within a run are merged, weighted by their noise."""
+    together = -(-len(curve.loss) // most)
+    if together == 1:
+        return curve
+    order = np.lexsort((-curve.loss, curve.run))
+    rank = np.arange(len(order)) - np.searchsorted(curve.run[order], curve.run[order])
+    first = np.flatnonzero(np.diff(curve.run[order], prepend=-1) | (rank % together == 0))
+    weight = curve.noise[order] ** -2.0
+    total = np.add.reduceat(weight, first)
+    loss, value, gain = (np.add.reduceat(weight * values[order], first) / total for values in (curve.loss, curve.value, curve.gain))
+    return replace(curve.only(order[first]), loss=loss, value=value, gain=gain, noise=total**-0.5)
 
 
 def describe(curve: Curve) -> dict[str, Any]:

@@ -1,115 +1,185 @@
 """Where a curve leaves chance: nested models of performance against loss, fitted to all runs at once.
 
     flat        y = b
-    onset       y = b                                                  for loss >= eta
-                y = b + a (j + (1 - j) (1 - exp(-((eta - loss) / w)^k)))   for loss < eta
+    onset       y = b                                                        for loss >= eta
+                y = b + j + a (1 - exp(-((eta - loss) / w)^k))               for loss < eta
 
-with a >= 0, (j, k) one of `STARTS`, and b at most a given bound: what is more than that above chance is not absent. A
-curve that rises from its first checkpoint has its eta at or above the highest loss. Given (eta, w, j, k) the model is
-linear in (a, b), so all candidates of a grid are solved at once by weighted least squares, and so are all bootstrap
-resamples: a resample is a vector of weights, and the sums it needs are one matrix product.
+with j, a >= 0, at least one of them above 0, k one of `POWERS`, and b at most a given bound: what is more than that above
+chance is not absent. A curve that rises from its first checkpoint has its eta at or above the highest loss. Given (eta, w, k)
+the model is linear in (b, j, a), so all candidates of a grid are solved at once by weighted least squares, and so are all
+bootstrap resamples: a resample is a vector of weights, and the sums it needs are one matrix product.
 
-N checkpoints, C candidates (eta, w, start), B weightings.
+N checkpoints, E etas, C candidates (eta, w, k) with eta varying slowest, B weightings.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from losslens.analysis.curves import Curve, Floats, Ints
 
-STARTS = ((0.5, 1.0), (0.0, 0.5), (0.0, 1.0), (0.0, 2.0))  # (j, k): half of the rise at once, steeply, steadily, slowly
-_WIDTHS = np.geomspace(1 / 40, 2.0, 16)  # w, in parts of the range of losses
-_COARSE, _EVEN = 32, 12  # etas at quantiles of the losses, and evenly between them
-_FINE = 10  # etas around the best coarse one of each start: a jump hides between coarse ones
-_KEPT = 8  # (w, start) that resamples choose from at each eta: the best on the data themselves
-_BEYOND = (0.1, 0.4, 1.0)  # etas above the highest loss, in parts of the range
-_CHI2_95 = 3.841  # 95 % point of chi-squared with one degree of freedom
-PARAMETERS = 5  # eta, w, start, a, b
+POWERS = (0.5, 1.0, 1.5, 2.0, 3.0)  # k: how steeply the rise starts, from at once to slowly
+PARAMETERS = 5  # eta, w, k, b, and j or a
+_WIDTHS = np.geomspace(1 / 20, 3.0, 12)  # w, in parts of the range of losses
+_COARSE, _FINE = 60, 80  # etas over the whole range, then over those that the data allow
+_BEYOND = 0.1  # how far above the highest loss eta may lie, in parts of the range
+_NEGLIGIBLE = 8.0  # log-likelihood below the best at which an eta is not looked at again
+_BLOCK = 5  # etas solved together, so that what they need stays in a core's cache
+_TINY = 1e-12
+
+
+class Solution(NamedTuple):
+    """The best (b, j, a) of every candidate; arrays of shape [C, B]. `squares` are weighted squared residuals and `cost` the
+    same plus the price of each of j and a that is above 0."""
+
+    squares: Floats
+    cost: Floats
+    base: Floats
+    jump: Floats
+    rise: Floats
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Candidates:
-    """Some (eta, w, start); arrays of shape [C], eta varying slowest."""
+class Fit:
+    """What the data say of eta. `eta` has shape [E], evenly spaced; `likelihood` sums to 1 over it: for each eta the
+    likelihood of the best (b, j, a), averaged over (w, k), or its logarithm for each of them in `log_likelihood` [E, w, k].
 
-    eta: Floats
-    width: Floats
-    start: Ints
-
-    @classmethod
-    def all_of(cls, etas: Floats, loss: Floats) -> Candidates:
-        """Every width and start at each of `etas`."""
-        eta, width, start = np.meshgrid(etas, _WIDTHS * float(np.ptp(loss)), np.arange(len(STARTS)), indexing="ij")
-        return cls(eta.ravel(), width.ravel(), start.ravel().astype(np.int64))
-
-    def only(self, chosen: Ints) -> Candidates:
-        """The chosen ones."""
-        return Candidates(self.eta[chosen], self.width[chosen], self.start[chosen])
-
-    def shape_at(self, loss: Floats) -> Floats:
-        """The rise from 0 at eta towards 1 as loss falls, 0 above eta; shape [C, len(loss)]."""
-        jump, power = np.asarray(STARTS)[self.start].T
-        below = self.eta[:, None] - loss[None, :]
-        smooth = -np.expm1(-((np.maximum(below, 0.0) / self.width[:, None]) ** power[:, None]))
-        rise: Floats = np.where(below > 0, jump[:, None] + (1 - jump[:, None]) * smooth, 0.0)
-        return rise
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Onset:
-    """The best fit and what the data allow. Losses in the curve's own unit.
-
-    `eta_low` and `eta_high` hold the 95 % profile interval of eta; `deviance` is the drop of weighted squares from flat to
-    onset, in units of the dispersion; `dispersion` the weighted squared residual per degree of freedom, at least 1.
+    `dispersion` is the weighted squared residual per degree of freedom, at least 1, by which all evidence is divided;
+    `deviance` the drop of weighted squares from flat to the best onset in units of it.
     """
 
-    eta: float
-    eta_low: float
-    eta_high: float
-    base: float
-    deviance: float
+    eta: Floats
+    log_likelihood: Floats
+    solution: Solution  # shape [C, 1]
+    widths: Floats
     dispersion: float
-    kept: Candidates  # the best few at every eta
+    deviance: float
+
+    @property
+    def likelihood(self) -> Floats:
+        """Of each eta, every (w, k) alike; sums to 1."""
+        by_eta = np.exp(self.log_likelihood).sum(axis=(1, 2))
+        likelihood: Floats = by_eta / by_eta.sum()
+        return likelihood
+
+    def quantile(self, q: float | Floats) -> Floats:
+        """The eta below which a share `q` of the likelihood lies."""
+        below: Floats = np.interp(np.asarray(q), np.cumsum(self.likelihood) - self.likelihood / 2, self.eta)
+        return below
+
+    def sd(self) -> float:
+        """Standard deviation of eta under its likelihood."""
+        mean = self.likelihood @ self.eta
+        return math.sqrt(float(self.likelihood @ (self.eta - mean) ** 2))
 
 
-def fit(curve: Curve, bound: float) -> Onset:
-    """The best onset model whose base is at most `bound`. At least 3 checkpoints of at least 2 losses."""
-    coarse = _etas(curve.loss)
-    etas = np.union1d(coarse, _around(coarse, _scan(curve, coarse, bound)[0]))
-    squares, base = _scan(curve, etas, bound)
-    by_eta, best = squares.reshape(len(etas), -1), int(squares.argmin())
-    profile = by_eta.min(axis=1)
-    kept = by_eta.argsort(axis=1)[:, :_KEPT] + by_eta.shape[1] * np.arange(len(etas))[:, None]
-    dispersion = max(float(squares[best]) / max(len(curve.loss) - PARAMETERS, 1), 1.0)
-    allowed = etas[profile - profile.min() <= _CHI2_95 * dispersion]
-    weight = 1.0 / curve.noise**2
-    flat = float((weight * (curve.gain - np.average(curve.gain, weights=weight)) ** 2).sum())
-    return Onset(
-        eta=float(etas[int(profile.argmin())]),
-        eta_low=float(allowed.min()),
-        eta_high=float(allowed.max()),
-        base=float(base[best]),
-        deviance=(flat - float(squares[best])) / dispersion,
-        dispersion=dispersion,
-        kept=Candidates.all_of(etas, curve.loss).only(kept.ravel()),
+def fit(curve: Curve, bound: float) -> Fit:
+    """Onset models whose base is at most `bound`. At least 3 checkpoints of at least 2 losses."""
+    return refit(curve, rough(curve, bound), bound)
+
+
+def rough(curve: Curve, bound: float) -> Fit:
+    """The same over a coarse grid of etas: whether there is a rise, and where to look closer."""
+    low, span = float(curve.loss.min()), float(np.ptp(curve.loss))
+    return _fit(curve, np.linspace(low + span / 100, low + (1 + _BEYOND) * span, _COARSE), bound, dispersion=None)
+
+
+def refit(curve: Curve, before: Fit, bound: float) -> Fit:
+    """The same over a fine grid of the etas that `before` leaves possible."""
+    likely = before.eta[before.log_likelihood.max(axis=(1, 2)) > -_NEGLIGIBLE]
+    low, span, step = float(curve.loss.min()), float(np.ptp(curve.loss)), before.eta[1] - before.eta[0]
+    first, last = max(likely.min() - step, low + span / 200), min(likely.max() + step, low + (1 + 1.5 * _BEYOND) * span)
+    return _fit(curve, np.linspace(first, last, _FINE), bound, dispersion=before.dispersion)
+
+
+def _fit(curve: Curve, etas: Floats, bound: float, dispersion: float | None) -> Fit:
+    widths = _WIDTHS * float(np.ptp(curve.loss))
+    weights = curve.noise[:, None] ** -2.0
+    price = math.log(len(curve.loss)) * (dispersion or 1.0)
+    blocks = np.split(etas, range(_BLOCK, len(etas), _BLOCK))
+    parts = [solve(rises(block, widths, curve.loss), block, curve, weights, bound, price) for block in blocks]
+    found = Solution(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    best = int(found.cost[:, 0].argmin())
+    freedom = max(len(curve.loss) - PARAMETERS, 3)
+    spread = max(float(found.squares[best, 0]) / freedom, 1.0)
+    flat = float((weights[:, 0] * (curve.gain - np.average(curve.gain, weights=weights[:, 0])) ** 2).sum())
+    return Fit(
+        eta=etas,
+        log_likelihood=log_likelihood(found.cost[:, 0], spread, freedom).reshape(len(etas), len(widths), len(POWERS)),
+        solution=found,
+        widths=widths,
+        dispersion=spread,
+        deviance=(flat - float(found.squares[best, 0])) / spread,
     )
 
 
-def resampled_etas(curve: Curve, bound: float, candidates: Candidates, *, count: int, seed: int) -> Floats:
-    """The eta of the best candidate in each of `count` resamples of runs and, within runs, of blocks; shape [count]."""
-    weights = block_weights(curve.run, count=count, seed=seed) / curve.noise**2
-    squares, _ = _solve(candidates.shape_at(curve.loss), curve.gain, weights, bound)
-    best: Floats = candidates.eta[squares.argmin(axis=0)]
-    return best
+def log_likelihood(cost: Floats, dispersion: float, freedom: int) -> Floats:
+    """Relative to the best along the first axis: normal noise of known size, or Student's where its size is estimated."""
+    worse: Floats = cost - cost.min(axis=0)
+    if dispersion == 1.0:
+        return -worse / 2
+    return -freedom / 2 * np.log1p(worse / (freedom * dispersion))
 
 
-def _scan(curve: Curve, etas: Floats, bound: float) -> tuple[Floats, Floats]:
-    """Weighted squares and base of every candidate with one of these etas; each of shape [C]."""
-    shape = Candidates.all_of(etas, curve.loss).shape_at(curve.loss)
-    squares, base = _solve(shape, curve.gain, 1.0 / curve.noise[None, :] ** 2, bound)
-    return squares[:, 0], base[:, 0]
+def rises(etas: Floats, widths: Floats, loss: Floats) -> Floats:
+    """The smooth part, from 0 at eta towards 1 as loss falls, of every candidate; shape [E * len(widths) * len(POWERS), N]."""
+    below = np.maximum(etas[:, None] - loss, 0.0)[:, None, :] / widths[:, None]
+    root, square = np.sqrt(below), below * below
+    rise = np.empty((len(etas), len(widths), len(POWERS), len(loss)))
+    for place, power in enumerate((root, below, below * root, square, square * below)):  # as POWERS, far faster than **
+        np.exp(-power, out=rise[:, :, place])
+    np.subtract(1.0, rise, out=rise)
+    return rise.reshape(-1, len(loss))
+
+
+def solve(rise: Floats, etas: Floats, curve: Curve, weights: Floats, bound: float, price: float) -> Solution:
+    """The best (b, j, a) of every candidate under every weighting (shape [N, B]), with b <= bound, where each of j and a
+    costs `price` to be above 0. Exact: the problem is convex, so a bound that the free base breaks is where it ends."""
+    gain, each = curve.gain, len(rise) // len(etas)
+    below = np.asarray(etas[:, None] > curve.loss, dtype=np.float64)
+    total, first, second = weights.sum(axis=0), gain @ weights, gain**2 @ weights
+    count, step = (np.repeat(part @ weights, each, axis=0) for part in (below, below * gain))
+    s, ss, sy = rise @ weights, rise**2 @ weights, (rise * gain) @ weights
+    mean = first / total
+    free = _two(count - count**2 / total, s - count * s / total, ss - s**2 / total, step - count * mean, sy - s * mean, price)
+    base = mean - (free.jump * count + free.rise * s) / total
+    held = _two(count, s, ss, step - bound * count, sy - bound * s, price)
+    over = base > bound
+    drop, paid, jump, slope = (np.where(over, h, f) for h, f in zip(held, free, strict=True))
+    squares = second - drop - np.where(over, 2 * bound * first - bound**2 * total, total * mean**2)
+    return Solution(squares, squares + paid, np.where(over, bound, base), jump, slope)
+
+
+class _Two(NamedTuple):
+    drop: Floats
+    paid: Floats
+    jump: Floats
+    rise: Floats
+
+
+def _two(g11: Floats, g12: Floats, g22: Floats, c1: Floats, c2: Floats, price: float) -> _Two:
+    """Least squares for two coefficients that may not be negative, with normal equations (g11 g12; g12 g22) x = (c1, c2): how
+    far the squares drop, net of `price` a coefficient, under the best of: only the first, only the second, both."""
+    one = np.divide(np.maximum(c1, 0.0), g11, out=np.zeros_like(c1), where=g11 > _TINY)
+    two = np.divide(np.maximum(c2, 0.0), g22, out=np.zeros_like(c2), where=g22 > _TINY)
+    first, second = one * c1, two * c2
+    determinant = g11 * g22 - g12**2
+    solvable = determinant > 1e-9 * g11 * g22 + _TINY**2
+    x = np.divide(c1 * g22 - c2 * g12, determinant, out=np.zeros_like(c1), where=solvable)
+    y = np.divide(c2 * g11 - c1 * g12, determinant, out=np.zeros_like(c1), where=solvable)
+    together = np.where((x > 0) & (y > 0), x * c1 + y * c2, 0.0)
+    both, jumps = together - 2 * price >= np.maximum(first, second) - price, first >= second
+    single = np.maximum(first, second)
+    return _Two(
+        np.where(both, together, single),
+        np.where(both, 2 * price, price),
+        np.where(both, x, np.where(jumps, one, 0.0)),
+        np.where(both, y, np.where(jumps, 0.0, two)),
+    )
 
 
 def block_weights(run: Ints, *, count: int, seed: int) -> Floats:
@@ -127,33 +197,3 @@ def block_weights(run: Ints, *, count: int, seed: int) -> Floats:
         blocks = random.multinomial(drawn[:, number] * -(-size // length), np.full(size, 1 / size))
         weights[:, start : start + size] = sum(np.roll(blocks, shift, axis=1) for shift in range(length))
     return weights
-
-
-def _etas(loss: Floats) -> Floats:
-    low, high = float(loss.min()), float(loss.max())
-    span = high - low
-    inner = np.concatenate([np.quantile(loss, np.linspace(0, 1, _COARSE)), np.linspace(low, high, _EVEN)])
-    return np.unique(np.concatenate([inner[inner > low + 1e-3 * span], high + span * np.asarray(_BEYOND)]))
-
-
-def _around(etas: Floats, squares: Floats) -> Floats:
-    """Fine etas between the neighbours of each start's best eta."""
-    by_start = squares.reshape(len(etas), len(_WIDTHS), len(STARTS)).min(axis=1)
-    return np.concatenate([np.linspace(etas[max(m - 1, 0)], etas[min(m + 1, len(etas) - 1)], _FINE) for m in by_start.argmin(axis=0)])
-
-
-def _solve(shape: Floats, gain: Floats, weights: Floats, bound: float) -> tuple[Floats, Floats]:
-    """Weighted squares and base of every candidate under every weighting; each of shape [C, B].
-
-    Least squares for gain = b + a shape with a >= 0 and b <= bound: where the free solution leaves the bounds, it is moved to
-    the nearest one and the other parameter solved again, which is exact for two parameters.
-    """
-    total, first, second = weights.sum(1), weights @ gain, weights @ gain**2  # [B]
-    s, ss, sy = shape @ weights.T, shape**2 @ weights.T, (shape * gain) @ weights.T  # [C, B]
-    determinant = total * ss - s**2
-    rise = np.divide(total * sy - s * first, determinant, out=np.zeros_like(s), where=determinant > 1e-9 * total * ss)
-    rise = np.maximum(rise, 0.0)
-    base = np.minimum((first - rise * s) / np.where(total > 0, total, 1.0), bound)
-    rise = np.maximum(np.divide(sy - base * s, ss, out=np.zeros_like(s), where=ss > 0), 0.0)
-    squares = second - 2 * base * first - 2 * rise * sy + base**2 * total + 2 * base * rise * s + rise**2 * ss
-    return squares, base

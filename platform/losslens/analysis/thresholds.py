@@ -6,6 +6,9 @@ The method, its assumptions and the exact meaning of every verdict are in docs/T
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -15,15 +18,18 @@ import pyarrow as pa
 
 from losslens.analysis import onset
 from losslens.analysis.correlations import pearson, spearman
-from losslens.analysis.curves import Curve, describe, split
+from losslens.analysis.curves import Curve, Key, describe, running_mean, smoothed_noise, split, thinned
+from losslens.analysis.interval import interval
 from losslens.results.tables import THRESHOLDS
 
 Verdict = Literal["emergent", "gradual", "inverse", "no_trend", "not_reached", "too_few"]
 
 MIN_CHECKPOINTS = 8  # trained checkpoints of different loss, below which nothing is said
-MIN_ABSENT = 5  # trained checkpoints at chance above eta that `emergent` asks for
-MIN_ABSENT_RANGE = 0.2  # of the range of trained losses, that they must cover
+MIN_ABSENT = 2  # trained checkpoints above eta that `emergent` asks for
+MIN_ABSENT_RANGE = 0.2  # of the range of trained losses, that must lie above eta
+MIN_ABSENT_LIKELY = 0.8  # of the likelihood of eta, on values above which so much was measured
 ABSENT = 0.1  # of the final gain: less than that counts as absent
+EARLY = 0.6  # of the final gain: the fit of eta looks no further down
 EVIDENCE = 10.0  # by how much BIC must prefer a model (very strong, in Kass and Raftery's words)
 _CLEAR = 3.0  # standard errors by which a single checkpoint is clearly above chance
 _LEVEL = 1.645  # standard errors by which a flat curve's level differs from chance (5 % on either side)
@@ -40,28 +46,37 @@ class Finding:
     last_at_chance: float | None = None
     first_above: float | None = None
     dispersion: float | None = None
+    spread: float | None = None
 
 
-def thresholds(curve: pa.Table, *, bootstrap: int = 200, seed: int = 0) -> pa.Table:
+def thresholds(curve: pa.Table, *, bootstrap: int = 200, seed: int = 0, progress: Callable[[int, int], None] | None = None) -> pa.Table:
     """One row for each (study, task, format, shots, metric, loss_dataset, loss_unit) in rows of view `curve`.
 
-    `bootstrap` resamples of runs and blocks of checkpoints give the interval; the same rows and seed give the same
-    numbers. Columns: `losslens.results.tables.THRESHOLDS`; `eta` and its neighbours are NULL unless the verdict is
-    `emergent`.
+    `bootstrap` resamples of runs and blocks of checkpoints enter the interval; the same rows and seed give the same
+    numbers. `progress` hears how many curves of how many are done. Columns: `losslens.results.tables.THRESHOLDS`; `eta`
+    and its neighbours are NULL unless the verdict is `emergent`.
     """
     now = datetime.now(UTC)
+    curves = list(split(curve))
     rows: list[dict[str, Any]] = []
-    for key, points in split(curve):
-        found = judge(points, bootstrap=bootstrap, seed=seed)
-        dispersion = "" if found.dispersion is None else f", dispersion {found.dispersion:.3g}"
-        rows.append(
-            key._asdict()
-            | describe(points)
-            | {name: getattr(found, name) for name in ("verdict", "eta", "eta_low", "eta_high", "last_at_chance", "first_above")}
-            | {"spearman": spearman(points.loss, points.value), "pearson": pearson(points.loss, points.value)}
-            | {"method": f"onset/1, {bootstrap} resamples, seed {seed}{dispersion}", "computed_at": now}
-        )
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:  # most of the work is numpy's, which lets go of the interpreter
+        for row in threads.map(lambda one: _row(*one, bootstrap=bootstrap, seed=seed), curves):
+            rows.append(row | {"computed_at": now})
+            if progress:
+                progress(len(rows), len(curves))
     return pa.Table.from_pylist(rows, schema=THRESHOLDS)
+
+
+def _row(key: Key, points: Curve, *, bootstrap: int, seed: int) -> dict[str, Any]:
+    found = judge(points, bootstrap=bootstrap, seed=seed)
+    notes = [f"{name} {value:.3g}" for name, value in (("dispersion", found.dispersion), ("spread", found.spread)) if value is not None]
+    return (
+        key._asdict()
+        | describe(points)
+        | {name: getattr(found, name) for name in ("verdict", "eta", "eta_low", "eta_high", "last_at_chance", "first_above")}
+        | {"spearman": spearman(points.loss, points.value), "pearson": pearson(points.loss, points.value)}
+        | {"method": ", ".join([f"onset/2, {bootstrap} resamples, seed {seed}", *notes])}
+    )
 
 
 def judge(points: Curve, *, bootstrap: int = 200, seed: int = 0) -> Finding:
@@ -71,24 +86,27 @@ def judge(points: Curve, *, bootstrap: int = 200, seed: int = 0) -> Finding:
         return Finding("too_few")
     if not curve.has_chance:
         return Finding(_trend_of(curve))
+    curve = replace(curve, noise=smoothed_noise(curve))
     reached = _final_gain(curve)
     bound = max(ABSENT * reached, 0.02)
-    best = onset.fit(curve, bound)
-    if reached <= curve.guess or not _convincing(best, curve):
-        return Finding(_without_rise(curve), dispersion=best.dispersion)
-    clear = curve.gain > np.maximum(bound, curve.guess) + _CLEAR * curve.noise * np.sqrt(best.dispersion)
-    low, high = _interval(curve, bound, best, bootstrap, seed)
-    below_chance = best.base < -max(bound, curve.guess)
-    if below_chance or not _absent_before(curve, high):
+    whole = onset.rough(thinned(curve), bound)
+    if reached <= curve.guess or not _convincing(whole, curve):
+        return Finding(_without_rise(curve), dispersion=whole.dispersion)
+    early = thinned(_early(curve, reached))
+    best = onset.fit(early, bound)
+    if not _absent_before(curve, best) or _level_above(curve, float(best.quantile(0.5))) < -max(bound, curve.guess):
         return Finding("gradual", dispersion=best.dispersion)
+    found = interval(early, best, bound, bootstrap=bootstrap, seed=seed)
+    clear = curve.gain > np.maximum(bound, curve.guess) + _CLEAR * curve.noise * np.sqrt(found.dispersion)
     return Finding(
         "emergent",
-        eta=best.eta,
-        eta_low=low,
-        eta_high=high,
+        eta=found.eta,
+        eta_low=found.low,
+        eta_high=found.high,
         last_at_chance=float(curve.loss[~clear].min()) if (~clear).any() else None,
         first_above=float(curve.loss[clear].max()) if clear.any() else None,
-        dispersion=best.dispersion,
+        dispersion=found.dispersion,
+        spread=found.spread,
     )
 
 
@@ -98,27 +116,33 @@ def _final_gain(curve: Curve) -> float:
     return float(curve.gain[last].mean())
 
 
-def _convincing(best: onset.Onset, curve: Curve) -> bool:
+def _early(curve: Curve, reached: float) -> Curve:
+    """The checkpoints down to the loss at which the running mean of the gain first passes `EARLY` of the final gain: how the
+    curve goes on says nothing about where it began, and a model that fails there would err here."""
+    half = max(2, len(curve.loss) // 30)
+    order = np.argsort(-curve.loss)
+    passed = np.flatnonzero(running_mean(curve.gain[order], half) >= EARLY * reached)
+    last = min(max(int(passed[0]) + half, MIN_CHECKPOINTS - 1), len(order) - 1) if len(passed) else len(order) - 1
+    early = curve.only(curve.loss >= curve.loss[order[last]])
+    return early if len(np.unique(early.loss)) >= MIN_CHECKPOINTS else curve
+
+
+def _convincing(best: onset.Fit, curve: Curve) -> bool:
     """Whether BIC prefers a rise to no change at all by the asked margin (a flat curve has one parameter)."""
     return best.deviance - (onset.PARAMETERS - 1) * math.log(len(curve.loss)) > EVIDENCE
 
 
-def _interval(curve: Curve, bound: float, best: onset.Onset, bootstrap: int, seed: int) -> tuple[float, float]:
-    """95 % interval of eta: the wider of the profile and the bootstrap on either side, out to the next checkpoint,
-    because an onset between two checkpoints cannot be placed more closely than they lie."""
-    low, high = best.eta_low, best.eta_high
-    if bootstrap:
-        etas = onset.resampled_etas(curve, bound, best.kept, count=bootstrap, seed=seed)
-        low, high = min(low, float(np.quantile(etas, 0.025))), max(high, float(np.quantile(etas, 0.975)))
-    below, above = curve.loss[curve.loss < low], curve.loss[curve.loss > high]
-    return (float(below.max()) if len(below) else low), (float(above.min()) if len(above) else high)
+def _absent_before(curve: Curve, best: onset.Fit) -> bool:
+    """Whether enough checkpoints lie above eta, and eta so low that they cover enough loss is likely enough."""
+    low_enough = best.eta <= float(curve.loss.max()) - MIN_ABSENT_RANGE * float(np.ptp(curve.loss))
+    before = int((curve.loss >= float(best.quantile(0.5))).sum())
+    return before >= MIN_ABSENT and float(best.likelihood[low_enough].sum()) >= MIN_ABSENT_LIKELY
 
 
-def _absent_before(curve: Curve, eta_high: float) -> bool:
-    """Whether enough checkpoints, over enough loss, lie above even the upper end of eta's interval."""
-    before = curve.loss >= eta_high
-    covered = float(curve.loss.max()) - eta_high
-    return int(before.sum()) >= MIN_ABSENT and covered >= MIN_ABSENT_RANGE * float(np.ptp(curve.loss))
+def _level_above(curve: Curve, eta: float) -> float:
+    """Mean gain of the checkpoints above eta, 0 where there are none."""
+    above = curve.gain[curve.loss >= eta]
+    return float(above.mean()) if len(above) else 0.0
 
 
 def _without_rise(curve: Curve) -> Verdict:
@@ -134,8 +158,10 @@ def _without_rise(curve: Curve) -> Verdict:
 
 def _trend_of(curve: Curve) -> Verdict:
     """`gradual` or `inverse` when BIC prefers a rise or a fall with falling loss to a constant, otherwise `no_trend`."""
+    curve = thinned(curve)
     level = float(np.median(curve.gain))
-    rising, falling = (onset.fit(replace(curve, gain=sign * (curve.gain - level)), bound=np.inf) for sign in (1.0, -1.0))
+    turned = [replace(curve, gain=sign * (curve.gain - level)) for sign in (1.0, -1.0)]
+    rising, falling = (onset.rough(one, bound=float(one.gain.max())) for one in turned)
     best = max(rising, falling, key=lambda found: found.deviance)
     if not _convincing(best, curve):
         return "no_trend"
