@@ -19,4 +19,7 @@ FormatFilter = Annotated[str | None, typer.Option("--format-filter", help="Only 
 Metric = Annotated[str | None, typer.Option("--metric", help="Only this metric.")]
 LossDataset = Annotated[str | None, typer.Option("--loss-dataset", help="Only this loss axis: train, heldout, heldout/SOURCE.")]
 Engine = Annotated[Literal["auto", "vllm", "torch"], typer.Option("--engine", help="What scores: auto takes vLLM where it serves.")]
+LossAxis = Annotated[
+    str | None, typer.Option("--loss-axis", metavar="DATASET:UNIT|best", help="Only this loss; best: the one that tells scores best.")
+]
 OfStudy = Annotated[str | None, typer.Option("--study", help="Only this study.")]

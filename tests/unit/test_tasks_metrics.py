@@ -67,8 +67,8 @@ def test_by_hand() -> None:
     assert [score.higher_is_better for score in got] == [True, True, True, False, False]
     assert {score.n for score in got} == {2}
     assert samples[:2] == [
-        Sample("x", 0, True, math.log(0.2), 1, 2, None, False),
-        Sample("x", 1, False, math.log(0.6), 1, 4, None, False),
+        Sample("x", 0, True, math.log(0.2), 1, 2, None, False, 3),
+        Sample("x", 1, False, math.log(0.6), 1, 4, None, False, 5),
     ]
     assert [(sample.item_id, sample.option, sample.is_gold) for sample in samples[2:]] == [("y", j, j == 1) for j in range(4)]
 

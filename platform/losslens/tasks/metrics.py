@@ -35,8 +35,8 @@ class Score:
 class Sample:
     """One option of one item: a row of the `samples` table. An open item has one, its gold answer.
 
-    `bytes` counts the scored text without its joining space (acc_norm's divisor). `correct` belongs to the item: in choice
-    formats the gold option alone is the likeliest, in open format the answer is right.
+    `bytes` counts the scored text without its joining space (acc_norm's divisor), `scored_bytes` with it (bits_per_byte's).
+    `correct` belongs to the item: in choice formats the gold option alone is the likeliest, in open format the answer is right.
     """
 
     item_id: str
@@ -47,6 +47,7 @@ class Sample:
     bytes: int | None
     generated: str | None
     correct: bool
+    scored_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,7 @@ def exact_match(answered: Answered) -> float:
 def bits_per_byte(answered: Answered) -> float:
     """-l_gold / ln 2 per UTF-8 byte of the scored text, joining space included, so that uniform over bytes is exactly 8."""
     index = answered.item.gold or 0
-    asked = [request for request in answered.item.requests if isinstance(request, LogLikelihood)]
-    return -answered.logprobs[index] / math.log(2) / len(asked[index].continuation.encode())
+    return -answered.logprobs[index] / math.log(2) / _scored_bytes(answered.item)[index]
 
 
 METRICS: Mapping[str, Metric] = {
@@ -165,10 +165,15 @@ def _samples(answered: Answered) -> list[Sample]:
     correct = (acc(answered) if item.gold is not None else exact_match(answered)) == 1
     if not answered.options:
         return [Sample(item.item_id, 0, True, None, None, None, text, correct)]
+    sizes = _scored_bytes(item)
     return [
-        Sample(item.item_id, j, j == (item.gold or 0), option.logprob, option.tokens, item.option_bytes[j], text, correct)
+        Sample(item.item_id, j, j == (item.gold or 0), option.logprob, option.tokens, item.option_bytes[j], text, correct, sizes[j])
         for j, option in enumerate(answered.options)
     ]
+
+
+def _scored_bytes(item: Item) -> list[int]:
+    return [len(request.continuation.encode()) for request in item.requests if isinstance(request, LogLikelihood)]
 
 
 def _gold(answered: Answered) -> int:
