@@ -104,7 +104,7 @@ BROKEN = "raise ValueError('a fault of ours')"
 )
 def test_failures_inside_a_verb(what: str, code: int, ending: str, environment: dict[str, str]) -> None:
     """The verb's own job is replaced by the failure; everything around it is real."""
-    replaced = f"import sys, jobs.plan\ndef plan(spec):\n    {what}\njobs.plan.plan = plan\n"
+    replaced = f"import sys, jobs.plan\ndef plan(*_):\n    {what}\njobs.plan.plan = plan\n"
     script = replaced + "from jobs.cli import main\nsys.argv[1:] = ['plan', 'paper']\nmain()"
     failed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPO, env=environment, check=False)
     assert failed.returncode == code
