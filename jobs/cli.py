@@ -51,13 +51,25 @@ def _losslens(debug: Annotated[bool, typer.Option("--debug", help="Show the trac
 
 
 @app.command("plan")
-def _plan(study: Study, overrides: Overrides = None, format: AsFormat = Format.table) -> None:
-    """Print every derived number of a study; nothing is started."""
-    from jobs.plan import NOTE, SHOWN, plan
+def _plan(
+    study: Study,
+    gpu: Annotated[Literal["h100", "h200"], typer.Option("--gpu", help="What it would run on.")] = "h100",
+    gpus: Annotated[int | None, typer.Option("--gpus", metavar="N", min=1, help="How many (default: the fewest that fit).")] = None,
+    mfu: Annotated[float, typer.Option("--mfu", min=0.001, max=1, help="Model FLOPs utilisation, best a measured one.")] = 0.45,
+    price: Annotated[float | None, typer.Option("--price", metavar="USD", min=0, help="Of one GPU for an hour.")] = None,
+    overrides: Overrides = None,
+    format: AsFormat = Format.table,
+) -> None:
+    """Print every derived number of a study, memory and time on GPUs included; nothing is started."""
+    from jobs.plan import NOTE, Hardware, columns, memory_columns, memory_note, memory_rows, plan
 
-    show(plan(_spec(study, overrides)), format, columns=SHOWN)
+    hardware = Hardware(gpu, gpus, mfu, price)
+    rows = plan(_spec(study, overrides), hardware)
+    show(rows, format, columns=columns(hardware))
     if format is Format.table:
         print(NOTE, file=sys.stderr)
+        show(memory_rows(rows), columns=memory_columns(rows))
+        print(memory_note(hardware), file=sys.stderr)
 
 
 @app.command("run")
@@ -221,6 +233,20 @@ def _report(
     from jobs.report import report
 
     print(report(results, open_))
+
+
+@app.command("compact")
+def _compact(
+    results: Results = Path("results"),
+    grace: Annotated[
+        float, typer.Option("--grace", metavar="SECONDS", min=0, help="What was merged stays so long for readers that have begun.")
+    ] = 3600.0,
+    format: AsFormat = Format.table,
+) -> None:
+    """Merge the many small files of the results into few large ones."""
+    from jobs.compact import compact
+
+    show(compact(results, grace), format)
 
 
 @app.command("status")

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from losslens.errors import LosslensError
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+TOLD_TO_END = 143  # 128 + SIGTERM
+
+
+class ToldToEnd(KeyboardInterrupt):
+    """SIGTERM came. Like Ctrl-C it passes every `except Exception`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,8 @@ class Failure:
 
 def explain(error: BaseException) -> Failure | None:
     """The failure behind `error`; None when it is a fault of ours, which deserves its traceback."""
+    if isinstance(error, ToldToEnd):
+        return Failure(TOLD_TO_END, "told to end; nothing that was saved is lost", "run the same command again to resume")
     if isinstance(error, KeyboardInterrupt):
         return Failure(INTERRUPTED, "interrupted; nothing that was saved is lost", "run the same command again to resume")
     for cause in _causes(error):

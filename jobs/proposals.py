@@ -221,7 +221,7 @@ def _own_key(spec: StudySpec, size: str, setting: str) -> str:
 def _run(spec: StudySpec, size: str) -> PlannedRun:
     """The size's one run with the study's first seed."""
     size_of(spec, size)  # a sweep may have renamed it
-    runs = [run for run in planned_runs(spec) if run.size == size and run.seed == spec.seed]
+    runs = [run for run in planned_runs(spec) if run.size == size and run.seed == spec.seed and run.branch is None]
     if len(runs) != 1:
         budgets = ", ".join(str(run.tokens) for run in runs)
         raise UserError(

@@ -35,6 +35,7 @@ SHOWN = {
     "attempt": "attempt",
     "checkpoints": "checkpoints",
     "to_score": "to score",
+    "slow": "slow worker",
     "updated": "updated",
 }
 
@@ -74,7 +75,8 @@ def describe(
         "study": run["study"], "run": run["run_id"], "state": state, "waits_for": _waits_for(state, behind, group, view),
         "tokens": tokens, "tokens_planned": planned, "loss": progress.get("loss"), "tokens_per_second": progress.get("tokens_per_second"),
         "world_size": group.get("world_size", progress.get("world_size")), "share": group.get("share"), "attempt": progress.get("attempt"),
-        "checkpoints": checkpoints, "to_score": behind, "updated": progress.get("time"),
+        "checkpoints": checkpoints, "to_score": behind, "slow": _slow(progress) if state == "training" else None,
+        "updated": progress.get("time"),
         **{name: view[name] if view else None for name in CLUSTER},
     }  # fmt: skip
 
@@ -85,6 +87,12 @@ def _state(trained: bool, behind: int, begun: bool, group: Mapping[str, Any], vi
     if group.get("state") == "waiting" or not begun:
         return "waiting"
     return "training" if view else "stopped"
+
+
+def _slow(progress: Mapping[str, Any]) -> str | None:
+    """The worker that holds the others up, where one does."""
+    slow = progress.get("slow")
+    return f"rank {slow['rank']} on {slow['host']}: {slow['seconds'] / slow['median']:.1f} x" if slow else None
 
 
 def _waits_for(state: str, behind: int, group: Mapping[str, Any], view: Mapping[str, Any] | None) -> str | None:

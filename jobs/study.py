@@ -134,12 +134,13 @@ def _together(
     began = time.monotonic()
     in_training = in_scoring = True
     try:
-        while in_training or in_scoring:
-            before, in_training = in_training, training.advance()
-            if before and not in_training:
-                summary.seconds["  until trained"] = time.monotonic() - began
-            in_scoring = scoring.advance(checkpoint_directories(results, runs), wait=POLL_S)
-            time.sleep(POLL_S)
+        with training.saved_when_told_to_end():
+            while in_training or in_scoring:
+                before, in_training = in_training, training.advance()
+                if before and not in_training:
+                    summary.seconds["  until trained"] = time.monotonic() - began
+                in_scoring = scoring.advance(checkpoint_directories(results, runs), wait=POLL_S)
+                time.sleep(POLL_S)
     finally:
         scoring.close()
     return [*training.errors(), *scoring.failed]

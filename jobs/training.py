@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs.cluster_view import ClusterView
+from jobs.failures import ToldToEnd
+from jobs.interrupt import SAVING_S
 from jobs.progress import Board
 from losslens.cluster.slots import Slots
 from losslens.errors import TrainingDiverged
 from losslens.families import PlannedRun
 from losslens.specs import StudySpec
-from losslens.training import journal
+from losslens.training import journal, leaving
+from losslens.training.branching import ready, require
 from losslens.training.checkpoint import RECORD, run_directory
 from losslens.training.worker import Outcome
 
@@ -44,6 +48,15 @@ def told(event: dict[str, Any]) -> str:
             return f"saved to {event['reason']}: {event['world_size']} -> {event['share']} workers"
         case "save":
             return "its node drains and there is no other slot: its state is saved, and it goes on"
+        case "skipped":
+            count, first = len(event["steps"]), event["steps"][0]
+            return f"skipped {count} {'update' if count == 1 else 'updates'} whose loss or gradient is not finite, from step {first:,} on"
+        case "spike":
+            return f"gradient norm {event['norm']:.3g} at step {event['step']:,}, {event['norm'] / event['median']:.0f} times the median"
+        case "slow":
+            return f"rank {event['rank']} on {event['host']} takes {event['seconds'] / event['median']:.1f} times as long as the median"
+        case "passes":
+            return f"out of memory: goes on with {event['sequences']} sequences in one pass"
         case "damaged":
             return f"leaves out the state of step {event['step']:,}, which does not match its hashes"
         case "resumed" if event["step"]:
@@ -70,7 +83,7 @@ class Training:
     def advance(self) -> bool:
         """Start what has room, show progress; False when nothing is left to do."""
         active = [run_id for run_id, thread in self._threads.items() if thread.is_alive()]
-        for run in next_runs(self._waiting, len(active), self._slots.train, self._spec.cluster.workers[0]):
+        for run in next_runs(self._startable(), len(active), self._slots.train, self._spec.cluster.workers[0]):
             self._waiting.remove(run)
             self._told[run.run_id] = len(journal.events(self._home(run)))
             thread = threading.Thread(target=self._fit, args=(run,), name=run.run_id, daemon=True)
@@ -86,8 +99,23 @@ class Training:
 
     def wait(self) -> None:
         """Until every run has ended, well or not."""
-        while self.advance():
-            time.sleep(POLL_S)
+        with self.saved_when_told_to_end():
+            while self.advance():
+                time.sleep(POLL_S)
+
+    @contextlib.contextmanager
+    def saved_when_told_to_end(self) -> Iterator[None]:
+        """When SIGTERM ends the block, every run in training saves a state first, for which there are `SAVING_S` seconds."""
+        try:
+            yield
+        except ToldToEnd:
+            homes = [self._home(run) for run in self._runs if run.run_id in self._threads and self._threads[run.run_id].is_alive()]
+            for home in homes:
+                leaving.ask_for_state_from_afar(home)
+            until = time.monotonic() + SAVING_S
+            while any(leaving.asked_from_afar(home) for home in homes) and time.monotonic() < until:
+                time.sleep(POLL_S)
+            raise
 
     def errors(self) -> list[Exception]:
         """Why runs of this call failed or diverged; empty when all reached their budgets."""
@@ -108,10 +136,16 @@ class Training:
             raise error
         return list(self._outcomes.values())
 
+    def _startable(self) -> list[PlannedRun]:
+        """Runs that wait for a slot and nothing else; a branch waits for its parent's state while the parent may still write it."""
+        coming = {run.run_id for run in self._waiting} | {run_id for run_id, thread in self._threads.items() if thread.is_alive()}
+        return [run for run in self._waiting if not run.branch or run.branch.parent not in coming or ready(self._results, run)]
+
     def _fit(self, run: PlannedRun) -> None:
         from losslens.training.elastic import fit
 
         try:
+            require(self._results, run)
             self._outcomes[run.run_id] = fit(self._spec, run, self._results, self._corpus, self._slots)
         except Exception as error:  # a thread has nobody to raise to: whoever asks for `errors` gets it
             self._errors[run.run_id] = error

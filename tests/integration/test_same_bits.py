@@ -23,7 +23,7 @@ from losslens.training.worker import load_state, state_of
 from tests.ports import free_port
 
 SHAPE = Shape("paper", 61, 32, 96, 2, 1, 2, 24, 100.0, tie_embeddings=False)
-OPTIMIZERS = ("adamw", "muon")
+OPTIMIZERS = ("adamw", "muon", "lion", "sgd")
 STEPS, BATCH, MICRO = 60, 7, 2  # micro-batches of 2, 2, 2 and 1 sequences
 
 pytestmark = pytest.mark.timeout(240)
@@ -54,7 +54,7 @@ def make(optimizer: str) -> Trainer:
 
 
 def part(home: Path, stop: int, rank: int, world: int, port: int) -> None:
-    """One rank, with either optimizer, from the saved state to a step."""
+    """One rank, with each optimizer, from the saved state to a step."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", timedelta(seconds=60), world, rank)
     for optimizer in OPTIMIZERS:

@@ -111,6 +111,29 @@ def test_a_killed_worker_is_replaced_and_the_curve_stays(
     assert np.array_equal(curve(tmp_path), alone)
 
 
+def test_a_worker_told_to_end_has_all_save_first(
+    spec: StudySpec, run: PlannedRun, corpus: Path, slots: Slots, alone: np.ndarray, tmp_path: Path
+) -> None:
+    """SIGTERM to the rank that writes nothing: rank 0 saves at the step at which both leave, and no step is done twice."""
+    home = run_directory(tmp_path, run.run_id)
+
+    def tell_once() -> None:
+        while not any(event["event"] == "stepping" for event in journal.events(home)):
+            time.sleep(0.02)
+        ours = psutil.Process().children(recursive=True)
+        workers = [p for p in ours if p.status() != psutil.STATUS_ZOMBIE and "RayTrainWorker" in " ".join(p.cmdline())]
+        time.sleep(0.5)  # the controller looks at a new group twice a second
+        workers[-1].send_signal(signal.SIGTERM)
+
+    threading.Thread(target=tell_once, daemon=True).start()
+    outcome = fit(with_workers(spec, 2), run, tmp_path, corpus, slots)
+    assert (outcome.step, outcome.attempt) == (run.steps, 2)
+    assert np.array_equal(curve(tmp_path), alone)
+    again = Results(tmp_path).query("SELECT step FROM train_log GROUP BY step HAVING count(*) > 1")
+    assert again.num_rows == 0
+    assert any(event["event"] == "failed" and event["fault"] == "lost" for event in journal.events(home))
+
+
 def test_a_damaged_state_is_left_out_and_said(spec: StudySpec, run: PlannedRun, corpus: Path, alone: np.ndarray, tmp_path: Path) -> None:
     train(spec, run, tmp_path, corpus, direct)
     newest, before = (state_directory(tmp_path, run.run_id, step) for step in reversed(run.checkpoints[-2:]))

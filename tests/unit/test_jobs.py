@@ -65,6 +65,13 @@ def test_a_results_directory_that_cannot_be_made_is_explained(tmp_path: Path) ->
         ({"event": "resumed", "step": 1200, "world_size": 2}, "resumes from step 1,200 with 2 workers"),
         ({"event": "damaged", "step": 1300}, "leaves out the state of step 1,300, which does not match its hashes"),
         ({"event": "resumed", "step": 0, "world_size": 2}, ""),
+        ({"event": "skipped", "steps": [1300, 1302]}, "skipped 2 updates whose loss or gradient is not finite, from step 1,300 on"),
+        ({"event": "spike", "step": 40, "norm": 50.0, "median": 2.0}, "gradient norm 50 at step 40, 25 times the median"),
+        (
+            {"event": "slow", "step": 40, "rank": 1, "host": "n2", "seconds": 0.5, "median": 0.1},
+            "rank 1 on n2 takes 5.0 times as long as the median",
+        ),
+        ({"event": "passes", "step": 1, "sequences": 8}, "out of memory: goes on with 8 sequences in one pass"),
         ({"event": "stepping", "step": 1}, ""),
     ],
 )

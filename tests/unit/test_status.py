@@ -61,6 +61,13 @@ def test_a_run_and_why_it_waits(
     assert [row[name] for name in CLUSTER] == ([view[name] for name in CLUSTER] if view else [None] * len(CLUSTER))
 
 
+def test_a_slow_worker_is_named_while_the_run_trains() -> None:
+    slow = PROGRESS | {"slow": {"rank": 3, "host": "n2", "seconds": 0.5, "median": 0.1}}
+    assert describe(HALF, slow, group("running"), VIEW)["slow"] == "rank 3 on n2: 5.0 x"
+    assert describe(HALF, PROGRESS, group("running"), VIEW)["slow"] is None
+    assert describe(HALF, slow, group("ended"), None)["slow"] is None
+
+
 def leave_view(results: Path, age: timedelta, **more: object) -> None:
     results.mkdir(exist_ok=True)
     (results / FILE).write_text(json.dumps(VIEW | {"time": (datetime.now(UTC) - age).isoformat()} | more))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,8 +42,11 @@ def connected(spec: ClusterSpec) -> Iterator[Slots]:
     """
     for name, value in TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
+    told_to_end = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**_options(spec))
+        if callable(told_to_end) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, told_to_end)  # Ray's own ends the process before anything could be saved
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
         raise EnvironmentFailure(f"no connection to Ray: {error}", "check RAY_ADDRESS, or unset it to start Ray on this machine") from error
     with contextlib.ExitStack() as stack:

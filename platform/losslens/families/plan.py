@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from losslens.errors import UserError
 from losslens.families.shape import Shape, shape_of
-from losslens.specs import CheckpointsSpec, SizeSpec, StudySpec, fingerprint
+from losslens.specs import BranchSpec, CheckpointsSpec, SizeSpec, StudySpec, fingerprint
 
 A100_PEAK = 312e12  # dense bf16 FLOP/s, NVIDIA A100 data sheet
 ASSUMED_MFU = 0.45  # the paper's reported days give 0.44 to 0.51 (shared facts, derived)
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Where a run leaves another: the state of `parent` after update `step`; `parent_steps` are the parent's in all."""
+
+    parent: str
+    step: int
+    parent_steps: int
+
+    @property
+    def checkpoint_id(self) -> str:
+        """The parent's checkpoint at that step."""
+        return f"{self.parent}/step-{self.step:08d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +36,8 @@ class PlannedRun:
 
     `tokens` is the budget in whole global batches (at most the budget asked for); `global_batch` in sequences;
     `checkpoints` are the steps after which a checkpoint is written; `peak_lr` of the hidden matrices; `micro_batch` in
-    sequences (None: a worker's whole share).
+    sequences (None: a worker's whole share). A run with a `branch` begins there and counts the parent's steps and tokens as
+    its own; `kept_states` are the steps whose state is kept for branches.
     """
 
     study: str
@@ -34,6 +51,8 @@ class PlannedRun:
     peak_lr: float
     checkpoints: tuple[int, ...]
     micro_batch: int | None = None
+    branch: Branch | None = None
+    kept_states: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
@@ -52,25 +71,29 @@ class PlannedRun:
 
     @property
     def disk_bytes(self) -> int:
-        """All checkpoints in float32 plus two trainer states (weights, their average, two moments each)."""
-        return self.shape.params * 4 * (len(self.checkpoints) + 2 * 4)
+        """All checkpoints in float32 plus the trainer states kept and two more (weights, their average, two moments each)."""
+        return self.shape.params * 4 * (len(self.checkpoints) + (2 + len(self.kept_states)) * 4)
 
     def accelerator_hours(self, peak_flops: float = A100_PEAK, mfu: float = ASSUMED_MFU) -> float:
         """Hours on one accelerator of `peak_flops` FLOP/s at model-FLOPs utilisation `mfu`."""
-        return self.flops / (peak_flops * mfu) / 3600
+        own = 1 - (self.branch.step / self.steps if self.branch else 0)
+        return self.flops * own / (peak_flops * mfu) / 3600
 
 
 def planned_runs(spec: StudySpec) -> tuple[PlannedRun, ...]:
-    """Every run of the study: sizes in the order given, then budgets, then seeds.
+    """Every run of the study: sizes in the order given, then budgets, then seeds; each run's branches after it.
 
     Raises:
-        UserError: two runs would be the same, which hides in a study that lists a size and a budget twice.
+        UserError: two runs would be the same, which hides in a study that lists a size and a budget twice; a branch fits no run.
     """
     runs: list[PlannedRun] = []
     for size in spec.family.sizes:
         shape = shape_of(size, spec.family, spec.corpus.tokenizer.vocab_size, spec.corpus.seq_len)
         for tokens in _budgets(spec, size, shape):
-            runs += [_run(spec, size, shape, tokens, spec.seed + k) for k in range(spec.seeds)]
+            for k in range(spec.seeds):
+                runs += _branched(spec, _run(spec, size, shape, tokens, spec.seed + k))
+    for branch in spec.training.branches:
+        _leaves_some_run(branch, runs)
     twice = [run_id for run_id, count in Counter(run.run_id for run in runs).items() if count > 1]
     if twice:
         raise UserError(f"the run {twice[0]} is planned twice", "list each token budget of a size once; for repetitions set seeds")
@@ -103,9 +126,10 @@ def _budgets(spec: StudySpec, size: SizeSpec, shape: Shape) -> tuple[int, ...]:
 def _run(spec: StudySpec, size: SizeSpec, shape: Shape, tokens: int, seed: int) -> PlannedRun:
     global_batch = size.global_batch or spec.training.global_batch
     steps = max(1, tokens // (global_batch * shape.seq_len))
-    # The peak rate stands for the size's override; other sizes, tasks and cluster settings do not change this run.
+    # The peak rate stands for the size's override; other sizes, tasks, branches and cluster settings do not change this run.
     lr = _peak_lr(spec, size)
-    identity = fingerprint(spec.corpus, spec.training, spec.family.initialisation, repr(shape), tokens, global_batch, repr(lr), seed)
+    training = msgspec.structs.replace(spec.training, branches=())
+    identity = fingerprint(spec.corpus, training, spec.family.initialisation, repr(shape), tokens, global_batch, repr(lr), seed)
     return PlannedRun(
         study=spec.name,
         run_id=f"{spec.name}-{size.name}-{_short(tokens)}-s{seed}-{identity[:8]}",
@@ -121,13 +145,54 @@ def _run(spec: StudySpec, size: SizeSpec, shape: Shape, tokens: int, seed: int) 
     )
 
 
+def _branched(spec: StudySpec, run: PlannedRun) -> list[PlannedRun]:
+    """The run, which keeps what its branches start from, and after it the branches."""
+    fits = [branch for branch in spec.training.branches if all(_steps(branch, run)) and sum(_steps(branch, run)) <= run.steps]
+    leaves_at = {_steps(branch, run)[0] for branch in fits}
+    checkpoints = tuple(sorted({*run.checkpoints, *leaves_at}))
+    kept = checkpoints if spec.cluster.keep_states else tuple(sorted(leaves_at))
+    trunk = replace(run, checkpoints=checkpoints, kept_states=kept)
+    return [trunk, *(_branch(branch, run) for branch in fits)]
+
+
+def _branch(spec: BranchSpec, parent: PlannedRun) -> PlannedRun:
+    step, steps = _steps(spec, parent)
+    identity = fingerprint(parent.run_id, step, steps, spec.checkpoints)
+    budget = f"{_short(step * parent.batch_tokens)}-decay{_short(steps * parent.batch_tokens)}"
+    return replace(
+        parent,
+        run_id=f"{parent.study}-{parent.size}-{budget}-s{parent.seed}-{identity[:8]}",
+        tokens=(step + steps) * parent.batch_tokens,
+        steps=step + steps,
+        checkpoints=tuple(sorted({step + -(-steps * k // spec.checkpoints) for k in range(1, spec.checkpoints + 1)})),
+        branch=Branch(parent.run_id, step, parent.steps),
+    )
+
+
+def _steps(branch: BranchSpec, run: PlannedRun) -> tuple[int, int]:
+    """The step at which the branch leaves the run, and how many steps it has of its own."""
+    return branch.at // run.batch_tokens, branch.decay // run.batch_tokens
+
+
+def _leaves_some_run(branch: BranchSpec, runs: list[PlannedRun]) -> None:
+    trunks = [run for run in runs if not run.branch]
+    for run in trunks:
+        if not all(_steps(branch, run)):
+            sentence = f"a branch at {branch.at:,} tokens with {branch.decay:,} of decay is less than one global batch of {run.size}"
+            raise UserError(sentence, f"give both at least {run.batch_tokens:,} tokens")
+    longest = max(run.tokens for run in trunks)
+    if not any(sum(_steps(branch, run)) <= run.steps for run in trunks):
+        sentence = f"no run is long enough for a branch at {branch.at:,} tokens with {branch.decay:,} of decay: the longest has {longest:,}"
+        raise UserError(sentence, "let the branch end within a run's budget: lower at or decay, or raise the budget")
+
+
 def _peak_lr(spec: StudySpec, size: SizeSpec) -> float:
     """The size's own rate, or the family's moved from its reference width."""
     optimizer = spec.training.optimizer
     if size.peak_lr:
         return size.peak_lr
     if optimizer.reference_width:
-        return optimizer.lr * math.pow(optimizer.reference_width / size.d_model, optimizer.width_exponent)
+        return optimizer.lr * math.pow(optimizer.reference_width / size.d_model, optimizer.exponent())
     return optimizer.lr
 
 

@@ -3,6 +3,7 @@
 from losslens.specs.load import bundled, load_study
 from losslens.specs.render import canonical_text, fingerprint, to_yaml
 from losslens.specs.study import (
+    BranchSpec,
     CheckpointsSpec,
     ClusterSpec,
     CorpusSpec,
@@ -20,6 +21,7 @@ from losslens.specs.study import (
 )
 
 __all__ = [
+    "BranchSpec",
     "CheckpointsSpec",
     "ClusterSpec",
     "CorpusSpec",

@@ -19,7 +19,7 @@ from losslens.specs.validate import validate
 
 _SUFFIX = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 _QUANTITY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([kKMBGT])\s*$")
-_QUANTITY_KEYS = {"tokens", "training_bytes"}  # where "67B" means a number; a size may be *named* 1.5B
+_QUANTITY_KEYS = {"tokens", "training_bytes", "at", "decay"}  # where "67B" means a number; a size may be *named* 1.5B
 _UNKNOWN = re.compile(r"unknown field `([^`]+)`(?: - at `\$([^`]*)`)?")
 _CHOICE = re.compile(r"Invalid enum value '(.*)'$")
 _UNQUOTED = re.compile(r"Expected `str`, got `(int|float|bool)`")

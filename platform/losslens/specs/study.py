@@ -93,19 +93,27 @@ class FamilySpec(Part, frozen=True, kw_only=True):
 
 class OptimizerSpec(Part, frozen=True, kw_only=True):
     """`lr` is the peak rate of hidden matrices at `reference_width`; other widths d use lr * (reference_width / d) **
-    width_exponent. Without a reference width every size uses `lr` (or its own `peak_lr`)."""
+    width_exponent. Without a reference width every size uses `lr` (or its own `peak_lr`). `name` is what moves hidden
+    matrices, and all else too unless that is AdamW's at `adam_lr`; see docs/TRAINING.md."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "muon", "lion", "sgd"] = "adamw"
     lr: Rate = 3e-4
     reference_width: Positive | None = None
-    width_exponent: Real = 1.0
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    width_exponent: Real | None = None  # null: 1 for adamw and lion, 0 for sgd and muon
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # AdamW and Lion
     eps: Rate = 1e-8
     weight_decay: Annotated[float, msgspec.Meta(ge=0, le=float_info.max)] = 0.1
     clip: Rate | None = 1.0  # largest gradient norm; null: none
-    momentum: Fraction = 0.95  # Muon only
-    adam_lr: Rate | None = None  # Muon: AdamW's rate for gains and, times the factors, embeddings and head
+    momentum: Fraction = 0.95  # Muon and SGD
+    adam_lr: Rate | None = None  # of AdamW for gains and, times the factors, embeddings and head; null: Muon's is the peak rate
     embedding_factor: Rate = 1.0  # embedding rate / (adam_lr or lr)
+
+    def exponent(self) -> float:
+        """How fast the rate of hidden matrices falls with width where nothing is set: muP (Yang et al. 2022, arXiv 2203.03466,
+        table 3); Lion's updates have the size of Adam's, Muon's have a spectral norm that width does not change."""
+        if self.width_exponent is not None:
+            return self.width_exponent
+        return 1.0 if self.name in ("adamw", "lion") else 0.0
 
 
 class ScheduleSpec(Part, frozen=True, kw_only=True):
@@ -118,6 +126,15 @@ class ScheduleSpec(Part, frozen=True, kw_only=True):
     final_fraction: Fraction = 0.1
     decay_fraction: Fraction = 0.2
     average: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+
+
+class BranchSpec(Part, frozen=True, kw_only=True):
+    """A decay branch: one more run, which leaves a run at `at` tokens and whose rate falls linearly from what it is there to
+    `schedule.final_fraction` of that within `decay` tokens. Every run that is long enough has it."""
+
+    at: Positive
+    decay: Positive
+    checkpoints: Positive = 1  # evenly spaced over the decay, the last at its end
 
 
 class CheckpointsSpec(Part, frozen=True, kw_only=True):
@@ -141,6 +158,8 @@ class TrainingSpec(Part, frozen=True, kw_only=True):
     precision: Literal["bf16", "float32"] = "bf16"
     compile: bool = False
     checkpoints: CheckpointsSpec = CheckpointsSpec()
+    branches: tuple[BranchSpec, ...] = ()
+    most_skipped: NonNegative = 10  # updates skipped for a loss or gradient that is not finite; one more ends the run
     diverged_at: Rate = 3.0  # stop when the window's mean loss exceeds the best window so far by this many nats
 
     def micro_batch_of(self, global_batch: int) -> int | None:
@@ -183,6 +202,7 @@ class ClusterSpec(Part, frozen=True, kw_only=True):
     eval_slots: Positive = 1
     threads: Positive = 1  # CPU threads per training worker
     save_every: Rate = 300.0  # seconds between saved states, beside those of checkpoints: what a lost node costs at most
+    keep_states: bool = False  # of every checkpoint, so that branches declared later can leave there
     grow_after: Rate = 3.0  # seconds that a group of workers runs at least before it restarts larger
     gpus_per_worker: NonNegative = 0
 

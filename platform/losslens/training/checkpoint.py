@@ -1,7 +1,7 @@
 """Checkpoints and states: directories that appear whole or not at all.
 
     <results>/checkpoints/<run_id>/step-00000100/         a Hugging Face directory: what is scored, kept for good
-    <results>/checkpoints/<run_id>/state/step-00000117/   what training resumes from; the newest two are kept
+    <results>/checkpoints/<run_id>/state/step-00000117/   what training resumes from; the newest two are kept, and branch points
 
 A directory is written under a `.tmp-` name, synchronised to disk, and renamed; `losslens.json` in it names the hash of
 every file. States are also written between checkpoints (before a planned resize, and now and then), so that the steps at
@@ -108,7 +108,7 @@ def write(
 
 
 def write_state(results: Path, run: PlannedRun, step: int, state: Mapping[str, Tensor]) -> None:
-    """Write what training goes on from after update `step`, and forget all but the newest states.
+    """Write what training goes on from after update `step`, and forget all but the newest states and those that the run is to keep.
 
     Raises:
         EnvironmentFailure: as `write`.
@@ -120,6 +120,8 @@ def write_state(results: Path, run: PlannedRun, step: int, state: Mapping[str, T
         with _appearing(final, {"step": step, "samples": step * run.global_batch}) as directory:
             save_file(dict(state), directory / STATE)
     for old in _state_directories(results, run.run_id)[STATES_KEPT:]:
+        if _step_of(old) in run.kept_states:
+            continue
         (old / RECORD).unlink(missing_ok=True)  # first: without it the state no longer counts
         shutil.rmtree(old, ignore_errors=True)
 
@@ -131,12 +133,22 @@ def states(results: Path, run_id: str) -> Iterator[tuple[int, dict[str, Tensor]]
         if damaged:
             logger.warning("%s does not match its hash; resuming from the state before it", damaged)
             continue
-        yield _step_of(directory), load_file(directory / STATE)
+        yield _step_of(directory), load_state_file(directory)
+
+
+def load_state_file(directory: Path) -> dict[str, Tensor]:
+    """The tensors of a complete state."""
+    return load_file(directory / STATE)
 
 
 def saved_step(results: Path, run_id: str) -> int:
     """The step of the newest state; 0 when there is none."""
     return next((_step_of(directory) for directory in _state_directories(results, run_id)), 0)
+
+
+def saved_steps(results: Path, run_id: str) -> frozenset[int]:
+    """The steps of all complete states."""
+    return frozenset(_step_of(directory) for directory in _state_directories(results, run_id))
 
 
 def state_directory(results: Path, run_id: str, step: int) -> Path:

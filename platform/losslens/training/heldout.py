@@ -60,6 +60,10 @@ def window_loss(trainer: Trainer) -> list[Loss]:
     if not width:
         return []
     window = trainer.losses[trainer.step - width : trainer.step].cpu().double()  # synchronises: only at checkpoints
+    window = window[torch.isfinite(window)]  # without updates that were skipped
+    width = len(window)
+    if not width:
+        return []
     stderr = float(window.std() / math.sqrt(width)) if width > 1 else None
     return [Loss("train", "nats/token", float(window.mean()), stderr, width * trainer.global_batch * trainer.seq_len, None)]
 

@@ -18,10 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losslens.errors import TrainingDiverged
+from losslens.families import Branch
 from losslens.models import LanguageModel
 from losslens.specs import TrainingSpec
+from losslens.training import looks
 from losslens.training.optimizers import Optimizers
+from losslens.training.pace import Pace
+from losslens.training.passes import Passes
 from losslens.training.reduction import Agreement, FixedPoint, Plain, Reduction
 from losslens.training.schedules import averaging_decay, multiplier
 
@@ -44,13 +47,17 @@ class Trainer:
     seq_len: int
     device: torch.device
     micro_batch: int | None = None
+    branch: Branch | None = None  # where the run left another, whose schedule it follows up to there
     step: int = 0
-    seen_loss: float | None = None  # the newest that has left the device
+    seen_loss: float | None = None  # the newest sound one that has left the device
+    look: looks.Look | None = None  # what the newest `check` found
+    looked: int = 0  # the step of that check
     average: list[Tensor] = field(default_factory=list)
     losses: Tensor = field(init=False)
     grad_norms: Tensor = field(init=False)
     features: Callable[[Tensor], Tensor] = field(init=False)
     reduction: Reduction = field(init=False)
+    passes: Passes = field(init=False)
 
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -59,6 +66,7 @@ class Trainer:
         if self.spec.schedule.average and not self.average:
             self.average = [p.detach().clone() for p in self.parameters]
         self.reduction = FixedPoint(self.parameters) if self.micro_batch else Plain(self.parameters)
+        self.passes, self.pace = Passes(self.micro_batch), Pace(self.device)
         self.features = torch.compile(self.model.features, dynamic=False) if self.spec.compile else self.model.features
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
@@ -76,15 +84,15 @@ class Trainer:
 
         The loss is summed and divided by the global token count, so shares of unequal size weigh by tokens.
         """
-        for micro in torch.split(rows, self.micro_batch or len(rows)):
-            loss = self.nll_sum(micro) / (self.global_batch * self.seq_len)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.reduction.add(loss.detach())
+        self.passes.go(rows, self._forward_and_backward, self.reduction.forget)
+        self.pace.leave()
         total, flags = self.reduction.total(flag)
+        self.pace.enter()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.spec.optimizer.clip:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.spec.optimizer.clip, norm)
-        self.optimizers.step(multiplier(self.spec.schedule, self.step, self.steps))
+        sound = torch.isfinite(total) & torch.isfinite(norm)  # stays on the device, where an update that is not changes nothing
+        self.optimizers.step(multiplier(self.spec.schedule, self.step, self.steps, self.branch), sound)
         for parameter in self.parameters:
             parameter.grad = None
         if self.average:
@@ -93,6 +101,11 @@ class Trainer:
         self.grad_norms[self.step] = norm
         self.step += 1
         return flags
+
+    def _forward_and_backward(self, rows: Tensor) -> None:
+        loss = self.nll_sum(rows) / (self.global_batch * self.seq_len)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.reduction.add(loss.detach())
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -108,20 +121,19 @@ class Trainer:
             torch._foreach_copy_([p.data for p in self.parameters], raw)
 
     def check(self) -> None:
-        """Raise when the loss is not finite or ran away from the best window so far."""
-        done = self.losses[: self.step].cpu()  # synchronises: the verdict needs the numbers
-        self.seen_loss = float(done[-1])
-        bad = torch.nonzero(~torch.isfinite(done))
-        if len(bad):
-            raise TrainingDiverged(f"the loss is {done[bad[0]].item()} at step {int(bad[0]) + 1}", _DIVERGED)
-        if len(done) < 2 * CHECK_EVERY:
-            return
-        windows = done[: len(done) // CHECK_EVERY * CHECK_EVERY].view(-1, CHECK_EVERY).mean(1)
-        if windows[-1] > windows.min() + self.spec.diverged_at:
-            raise TrainingDiverged(f"the loss rose from {windows.min():.2f} to {windows[-1]:.2f} nats by step {self.step}", _DIVERGED)
+        """Look at the numbers since the look before: `look` says what is new in them. Called at the same steps on every rank.
 
-
-_DIVERGED = "checkpoints before it are kept: lower training.optimizer.lr, lengthen the warm-up, or change the seed"
+        Raises:
+            TrainingDiverged: too many updates were skipped, or the loss ran away from the best window so far.
+        """
+        losses, norms = self.losses[: self.step].cpu(), self.grad_norms[: self.step].cpu()  # synchronises: the verdict needs them
+        since, self.looked = self.looked, self.step
+        found = losses[looks.sound_updates(losses, norms)]
+        self.seen_loss = float(found[-1]) if len(found) else None
+        seconds, hosts = self.pace.gather()
+        slow = looks.slow_ranks(seconds, hosts) if seconds else ()
+        self.look = looks.Look(looks.new_skips(losses, norms, since), looks.new_spikes(norms, since), slow)
+        looks.refuse_divergence(losses, norms, most_skipped=self.spec.most_skipped, rise=self.spec.diverged_at, window=CHECK_EVERY)
 
 
 class Watch:

@@ -1,11 +1,12 @@
-"""Optimizers by parameter role: which rate each matrix gets, and Muon for hidden matrices.
+"""Optimizers by parameter role: which rate each matrix gets, and what moves it.
 
-Rates: hidden matrices use the run's peak rate. Under AdamW with a reference width, hidden and head rates fall with width
-as in muP (Yang et al. 2022, arXiv 2203.03466, table 8); under Muon the head does, relative to `adam_lr`.
+`Muon`, `Lion` and `MomentumSGD` move all matrices of one shape at once, since small models spend their time on launches. Every
+optimizer can be told on the device, without anybody waiting for it, that an update is not sound and must change nothing.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -16,21 +17,24 @@ from losslens.models import roles
 from losslens.specs import OptimizerSpec
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum orthogonalised by five Newton-Schulz steps (Jordan et al. 2024), batched over matrices of one shape.
+class Stacked(torch.optim.Optimizer):
+    """An optimizer with one momentum, kept as one tensor [members, *shape] for each group of equal shapes.
 
-    torch.optim.Muon treats matrices one by one; small models spend their time on those launches, hence the batching.
-    State per group of equal shapes: the momentum, [matrices, rows, columns]. `dtype` is that of the iteration's products:
-    float32 where a study is to agree with itself across world sizes, since the iteration magnifies rounding.
+    `sound` is a scalar: 1 as a rule; 0 leaves weights and momentum as they are, bit by bit.
     """
 
-    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float, weight_decay: float, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        groups: dict[torch.Size, list[nn.Parameter]] = {}
-        for parameter in params:
-            groups.setdefault(parameter.shape, []).append(parameter)
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__([{"params": members} for members in groups.values()], defaults)
+    sound: Tensor
+
+    def __init__(self, groups: list[dict[str, Any]], **defaults: Any) -> None:
+        by_shape: dict[tuple[int, torch.Size], dict[str, Any]] = {}
+        for number, group in enumerate(groups):
+            for parameter in group["params"]:
+                by_shape.setdefault((number, parameter.shape), {**group, "params": []})["params"].append(parameter)
+        super().__init__(list(by_shape.values()), defaults)
+
+    @abstractmethod
+    def direction(self, gradient: Tensor, momentum: Tensor, group: dict[str, Any]) -> Tensor:
+        """What to subtract from the weights, times the rate; updates the momentum, by nothing where `self.sound` is 0."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -38,15 +42,61 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             members: list[Tensor] = group["params"]
             gradient = torch.stack([p.grad for p in members if p.grad is not None])
+            gradient = torch.where(self.sound > 0, gradient, 0.0)  # not a product: 0 times NaN is NaN
             state = self.state[members[0]]  # one momentum for the whole stack, kept under its first member
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(gradient)
-            momentum: Tensor = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-            update = orthogonalise(gradient.lerp_(momentum, group["momentum"]), self._dtype)  # Nesterov
-            rows, columns = update.shape[1:]
-            rate = group["lr"] * max(1.0, rows / columns) ** 0.5
-            torch._foreach_mul_(members, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(members, list(update.unbind()), alpha=-rate)
+            update = self.direction(gradient, state["momentum"], group).mul_(self.sound)
+            if group["weight_decay"]:
+                torch._foreach_mul_(members, 1 - group["lr"] * group["weight_decay"] * self.sound)
+            torch._foreach_add_(members, list(update.unbind()), alpha=-group["lr"])
+
+
+class Muon(Stacked):
+    """Momentum orthogonalised by five Newton-Schulz steps (Jordan et al. 2024).
+
+    The same rule as torch.optim.Muon, which treats matrices one by one and always iterates in bfloat16; `dtype` is that of
+    the iteration's products: float32 where a study is to agree with itself across world sizes, since the iteration magnifies
+    rounding.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], momentum: float, dtype: torch.dtype) -> None:
+        super().__init__(groups, lr=0.0, weight_decay=0.0, momentum=momentum)
+        self._dtype = dtype
+
+    def direction(self, gradient: Tensor, momentum: Tensor, group: dict[str, Any]) -> Tensor:
+        """See `Stacked`."""
+        momentum.lerp_(gradient, (1 - group["momentum"]) * self.sound)
+        update = orthogonalise(gradient.lerp_(momentum, group["momentum"]), self._dtype)  # Nesterov
+        rows, columns = update.shape[1:]
+        scale: float = max(1.0, rows / columns) ** 0.5
+        return update.mul_(scale)
+
+
+class Lion(Stacked):
+    """The sign of a mixture of gradient and momentum (Chen et al. 2023, arXiv 2302.06675, algorithm 2)."""
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> None:
+        super().__init__(groups, lr=0.0, weight_decay=0.0, betas=betas)
+
+    def direction(self, gradient: Tensor, momentum: Tensor, group: dict[str, Any]) -> Tensor:
+        """See `Stacked`."""
+        now, later = group["betas"]
+        update = gradient.lerp(momentum, now).sign_()
+        momentum.lerp_(gradient, (1 - later) * self.sound)
+        return update
+
+
+class MomentumSGD(Stacked):
+    """Stochastic gradient descent with heavy-ball momentum as torch.optim.SGD has it, and decoupled weight decay."""
+
+    def __init__(self, groups: list[dict[str, Any]], momentum: float) -> None:
+        super().__init__(groups, lr=0.0, weight_decay=0.0, momentum=momentum)
+
+    def direction(self, gradient: Tensor, momentum: Tensor, group: dict[str, Any]) -> Tensor:
+        """See `Stacked`."""
+        momentum.mul_(1 - (1 - group["momentum"]) * self.sound).add_(gradient)
+        return momentum.clone()
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype) -> Tensor:
@@ -65,35 +115,59 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     return update.float()
 
 
+def rates(spec: OptimizerSpec, peak_lr: float, width: int) -> dict[str, float]:
+    """Peak rate by role. `peak_lr` is that of hidden matrices at this width, moved from the reference width already.
+
+    The others follow muP (Yang et al. 2022, arXiv 2203.03466, table 3), n being width / reference width. Under AdamW and Lion,
+    whose updates have a size of their own, the head's falls as 1 / n, as that of hidden matrices does unless a study sets
+    another exponent, and embeddings' and gains' stay. Under SGD the head's falls as 1 / n, embeddings' and gains' grow as n.
+    """
+    n = width / spec.reference_width if spec.reference_width else 1.0
+    if spec.name == "sgd" and not spec.adam_lr:
+        return {"embedding": spec.lr * n * spec.embedding_factor, "gain": spec.lr * n, "head": spec.lr / n, "hidden": peak_lr}
+    if spec.name in ("adamw", "lion") and not (spec.name == "lion" and spec.adam_lr):
+        plain, head = spec.adam_lr or spec.lr, peak_lr
+    else:
+        plain = spec.adam_lr or peak_lr
+        head = plain / n
+    return {"embedding": plain * spec.embedding_factor, "gain": plain, "head": head, "hidden": peak_lr}
+
+
 class Optimizers:
     """All optimizers of one model as one: `step(multiplier)`, state as named tensors."""
 
     def __init__(self, model: nn.Module, spec: OptimizerSpec, *, peak_lr: float, width: int, precision: str = "bf16") -> None:
         by_role = {role: [p for _, p in members] for role, members in roles(model).items()}
-        narrow = spec.reference_width / width if spec.reference_width else 1.0
-        base = peak_lr if spec.name == "adamw" else (spec.adam_lr or peak_lr)
-        head = base if spec.name == "adamw" else base * narrow
-        plain = (spec.adam_lr or spec.lr) if spec.name == "adamw" else base
+        peaks = rates(spec, peak_lr, width)
         groups: list[dict[str, Any]] = [
-            {"params": by_role["embedding"], "lr": plain * spec.embedding_factor, "weight_decay": 0.0},
-            {"params": by_role["head"], "lr": head, "weight_decay": 0.0},
-            {"params": by_role["gain"], "lr": plain, "weight_decay": 0.0},
+            {"params": by_role[role], "lr": peaks[role], "weight_decay": spec.weight_decay if role == "hidden" else 0.0}
+            for role in ("embedding", "head", "gain", "hidden")
+            if by_role[role]
         ]
+        hidden = [group for group in groups if group["params"] is by_role["hidden"]]
+        rest = [group for group in groups if group["params"] is not by_role["hidden"]]
         self._members: list[torch.optim.Optimizer] = []
         if spec.name == "muon":
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            self._members.append(Muon(by_role["hidden"], peak_lr, spec.momentum, spec.weight_decay, dtype))
-        else:
-            groups.append({"params": by_role["hidden"], "lr": peak_lr, "weight_decay": spec.weight_decay})
-        groups = [group for group in groups if group["params"]]
-        self._members.append(torch.optim.AdamW(groups, lr=plain, betas=spec.betas, eps=spec.eps, fused=True))
+            self._members.append(Muon(hidden, spec.momentum, torch.bfloat16 if precision == "bf16" else torch.float32))
+        elif spec.name != "adamw":
+            own = hidden if spec.adam_lr else groups
+            self._members.append(Lion(own, spec.betas) if spec.name == "lion" else MomentumSGD(own, spec.momentum))
+        with_adam = groups if spec.name == "adamw" else rest if spec.name == "muon" or spec.adam_lr else []
+        if with_adam:
+            self._members.append(torch.optim.AdamW(with_adam, lr=peaks["gain"], betas=spec.betas, eps=spec.eps, fused=True))
         self._peaks = [[group["lr"] for group in member.param_groups] for member in self._members]
 
-    def step(self, multiplier: float) -> None:
-        """One update with every group's rate at `multiplier` of its peak."""
+    def step(self, multiplier: float, sound: Tensor | None = None) -> None:
+        """One update with every group's rate at `multiplier` of its peak; none where `sound`, a scalar on the device, is false."""
         for member, peaks in zip(self._members, self._peaks, strict=True):
             for group, peak in zip(member.param_groups, peaks, strict=True):
                 group["lr"] = peak * multiplier
+            first = member.param_groups[0]["params"][0]
+            weight = torch.ones((), device=first.device) if sound is None else sound.to(torch.float32)
+            if isinstance(member, Stacked):
+                member.sound = weight
+            else:
+                member.found_inf = 1 - weight  # type: ignore[attr-defined]  # fused kernels read it, as torch.amp.GradScaler sets it
             member.step()
 
     def state(self) -> dict[str, Tensor]:

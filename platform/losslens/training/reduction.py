@@ -33,6 +33,10 @@ class Reduction(ABC):
         """Take one micro-batch's gradients from `.grad`, and its loss (a scalar): its part of the global batch's mean."""
 
     @abstractmethod
+    def forget(self) -> None:
+        """Drop what was added since the last total, gradients included."""
+
+    @abstractmethod
     def total(self, flag: bool) -> tuple[Tensor, Tensor]:
         """Put the global gradient into `.grad`; (the global mean loss, how many ranks raised their flag), scalars."""
 
@@ -44,17 +48,24 @@ class Reduction(ABC):
 
 
 class Plain(Reduction):
-    """Floating-point sums: a rank's whole share is one micro-batch, one all-reduce sums over ranks."""
+    """Floating-point sums: gradients of a rank's passes gather in `.grad`, one all-reduce sums over ranks."""
 
-    _loss: Tensor
+    _loss: Tensor | None = None
 
     def add(self, loss: Tensor) -> None:
-        """See `Reduction`; called once a step."""
-        self._loss = loss
+        """See `Reduction`."""
+        self._loss = loss if self._loss is None else self._loss + loss
+
+    def forget(self) -> None:
+        """See `Reduction`."""
+        self._loss = None
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def total(self, flag: bool) -> tuple[Tensor, Tensor]:
         """See `Reduction`."""
-        loss = self._loss
+        loss, self._loss = self._loss, None
+        assert loss is not None
         raised = torch.full((), float(flag), device=loss.device)
         if not _several_ranks():
             return loss, raised
@@ -82,6 +93,12 @@ class FixedPoint(Reduction):
         in_range = values.abs().max() < LARGEST  # False for NaN too, which has no integer
         self._sum[:-2] += (values * 2.0**FRACTION_BITS).to(torch.int64)
         self._sum[-2] += ~in_range
+
+    def forget(self) -> None:
+        """See `Reduction`."""
+        self._sum.zero_()
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def total(self, flag: bool) -> tuple[Tensor, Tensor]:
         """See `Reduction`; where a micro-batch was out of range, loss and gradients are NaN."""

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 
+from losslens.families import Branch
 from losslens.specs import ScheduleSpec
 
 
-def multiplier(spec: ScheduleSpec, step: int, steps: int) -> float:
+def multiplier(spec: ScheduleSpec, step: int, steps: int, branch: Branch | None = None) -> float:
     """Multiplier in (0, 1] for the update number `step` (from 0) of `steps`.
 
     Warm-up is linear and reaches 1 at update `warmup_steps`. `cosine` reaches `final_fraction` exactly at the last update
     (Loshchilov and Hutter 2017, arXiv 1608.03983, one cycle); `wsd` (Hu et al. 2024, arXiv 2404.06395) falls linearly to
-    `final_fraction` over the last `decay_fraction` of the steps; `constant` stays at 1.
+    `final_fraction` over the last `decay_fraction` of the steps; `constant` stays at 1. A run that left another follows the
+    other's schedule up to there, and falls linearly from what comes next in it to `final_fraction` of that at its own last
+    update: a branch of a constant run is WSD.
     """
+    if branch:
+        top = multiplier(spec, min(step, branch.step), branch.parent_steps)
+        left = (steps - 1 - step) / (steps - branch.step)
+        return top if step < branch.step else top * (spec.final_fraction + (1 - spec.final_fraction) * left)
     if step < spec.warmup_steps:
         return (step + 1) / spec.warmup_steps
     if spec.name == "cosine":

@@ -7,6 +7,7 @@ and leave when it is asked to (`leaving.py`), so that a planned resize costs no 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from losslens.results import Results
 from losslens.specs import StudySpec, canonical_text
 from losslens.training import checkpoint as checkpoints
 from losslens.training import journal, leaving
+from losslens.training.branching import parent_state
 from losslens.training.heldout import heldout_losses, window_loss
 from losslens.training.loop import Trainer, Watch, run
 from losslens.training.optimizers import Optimizers
@@ -79,7 +81,7 @@ def train(
         torch.set_num_threads(spec.cluster.threads)
     corpus = PackedCorpus.open(corpus_dir)
     trainer = make_trainer(spec, planned, device, corpus.eos)
-    resume(trainer, results, planned.run_id)
+    resume(trainer, results, planned)
     if rank == 0 and (newest := checkpoints.saved_step(results, planned.run_id)) > trainer.step:
         journal.note(home, "damaged", step=newest)
     writer = Writer(results, spec, planned, corpus, trainer, rank, world, left)
@@ -119,15 +121,17 @@ def make_trainer(spec: StudySpec, planned: PlannedRun, device: torch.device, eos
         seq_len=planned.shape.seq_len,
         device=device,
         micro_batch=planned.micro_batch,
+        branch=planned.branch,
     )
 
 
-def resume(trainer: Trainer, results: Path, run_id: str) -> None:
-    """Continue from the newest state that matches its hash; rank 0 chooses, all ranks follow.
+def resume(trainer: Trainer, results: Path, planned: PlannedRun) -> None:
+    """Continue from the newest state that matches its hash, a branch's first from its parent's; rank 0 chooses, all ranks follow.
 
     Raises:
-        EnvironmentFailure: this rank does not see what rank 0 sees.
+        EnvironmentFailure: this rank does not see what rank 0 sees. UserError, DataMismatch: as `parent_state`.
     """
+    run_id = planned.run_id
     step, state = next(checkpoints.states(results, run_id), (0, {}))
     if dist.is_initialized() and dist.get_world_size() > 1:
         chosen = [step]
@@ -139,6 +143,8 @@ def resume(trainer: Trainer, results: Path, run_id: str) -> None:
                 f"a worker does not see the state of step {chosen[0]} of {run_id} that another worker saved",
                 "put the results on a disk that all nodes share (--results)",
             )
+    if planned.branch and not step:
+        load_state(trainer, planned.branch.step, parent_state(results, planned))
     if step:
         load_state(trainer, step, state)
         logger.info("%s resumes from step %d", run_id, step)
@@ -163,7 +169,7 @@ def load_state(trainer: Trainer, step: int, state: dict[str, Tensor]) -> None:
     trainer.optimizers.load({name.removeprefix("optimizer."): t for name, t in state.items() if name.startswith("optimizer.")})
     trainer.losses.copy_(state["losses"])
     trainer.grad_norms.copy_(state["grad_norms"])
-    trainer.step = step
+    trainer.step = trainer.looked = step
 
 
 class Writer(Watch):
@@ -192,6 +198,9 @@ class Writer(Watch):
             journal.note(self.home, "resumed", step=trainer.step, world_size=world, attempt=self.attempt)
         self._resumed_at = self._shown = trainer.step
         self._rate: float | None = None
+        self._look = trainer.look
+        self._slow: dict[str, Any] | None = None
+        self._passes = trainer.passes.most
         self._saved_at = self._shown_at = time.monotonic()
         if rank == 0:
             self.results.write("runs", [run_row(spec, planned, corpus.fingerprint)])
@@ -218,12 +227,32 @@ class Writer(Watch):
         now = time.monotonic()
         if self.trainer.step == self._resumed_at + 1 and self.rank == 0:
             journal.note(self.home, "stepping", step=self.trainer.step, world_size=self.world, attempt=self.attempt)
+        if self.rank == 0:
+            self._tell()
         if self.rank or now - self._shown_at < SHOW_EVERY_S:
             return
         self._rate = (self.trainer.step - self._shown) * self.planned.batch_tokens / (now - self._shown_at)
         self._show()
-        if leaving.save_asked() or now - self._saved_at > self.spec.cluster.save_every:
+        if leaving.save_asked() or leaving.asked_from_afar(self.home) or now - self._saved_at > self.spec.cluster.save_every:
             self.save_state()
+
+    def _tell(self) -> None:
+        """The findings of a new look, into the journal: what was skipped, spikes, who is slow; and passes that became smaller."""
+        trainer = self.trainer
+        if trainer.passes.most != self._passes:
+            self._passes = trainer.passes.most
+            journal.note(self.home, "passes", step=trainer.step, sequences=self._passes)
+        if trainer.look is None or trainer.look is self._look:
+            return
+        self._look = look = trainer.look
+        if look.skipped:
+            journal.note(self.home, "skipped", steps=look.skipped)
+        for spike in look.spikes:
+            journal.note(self.home, "spike", **asdict(spike))
+        slow = asdict(look.slow[0]) if look.slow else None
+        if slow and (self._slow is None or slow["rank"] != self._slow["rank"]):
+            journal.note(self.home, "slow", step=trainer.step, **slow)
+        self._slow = slow
 
     def wants_to_leave(self) -> bool:
         """Whether the controller asked this rank to leave."""
@@ -245,6 +274,7 @@ class Writer(Watch):
     def _write_state(self) -> None:
         checkpoints.write_state(self.root, self.planned, self.trainer.step, state_of(self.trainer))
         self._saved_at = time.monotonic()
+        leaving.answer_afar(self.home)
         journal.note(self.home, "saved", step=self.trainer.step)
 
     def log(self, tokens_per_second: float | None) -> None:
@@ -257,7 +287,8 @@ class Writer(Watch):
         self.results.write("train_log", [
             {
                 "run_id": planned.run_id, "attempt": self.attempt, "step": step + 1, "tokens": (step + 1) * planned.batch_tokens,
-                "loss": losses[step], "lr": peak * multiplier(schedule, step, planned.steps), "grad_norm": norms[step],
+                "loss": _finite(losses[step]), "lr": peak * multiplier(schedule, step, planned.steps, planned.branch),
+                "grad_norm": _finite(norms[step]),
                 "tokens_per_second": tokens_per_second, "world_size": self.world, "time": now,
             }
             for step in range(self.logged, trainer.step)
@@ -269,7 +300,8 @@ class Writer(Watch):
         """The progress file: where this run is, for people and for the share of workers that it gets."""
         self._shown, self._shown_at = self.trainer.step, time.monotonic()
         progress = {"step": self.trainer.step, "steps": self.planned.steps, "tokens_per_second": self._rate, "loss": self.trainer.seen_loss,
-                    "world_size": self.world, "attempt": self.attempt, "time": datetime.now(UTC).isoformat()}  # fmt: skip
+                    "world_size": self.world, "attempt": self.attempt, "slow": self._slow,
+                    "time": datetime.now(UTC).isoformat()}  # fmt: skip
         journal.replace(self.home / "progress.json", progress)
 
 
@@ -292,8 +324,13 @@ def run_row(spec: StudySpec, planned: PlannedRun, corpus: str) -> dict[str, Any]
         "tokenizer": tokenizer.path or tokenizer.kind, "vocab_size": shape.vocab_size, "corpus": corpus, "seq_len": shape.seq_len,
         "optimizer": spec.training.optimizer.name, "schedule": spec.training.schedule.name, "peak_lr": planned.peak_lr,
         "batch_tokens": planned.batch_tokens, "tokens_planned": planned.tokens, "seed": planned.seed, "source": "losslens",
-        "spec": canonical_text(spec),
+        "spec": canonical_text(spec), "parent_checkpoint_id": planned.branch.checkpoint_id if planned.branch else None,
     }  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    """NULL for what an update that was skipped has no number for."""
+    return value if math.isfinite(value) else None
 
 
 def _next_attempt(home: Path) -> int:
