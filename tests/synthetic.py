@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from losslens.results.tables import TABLES
+from losslens.tasks.builder import CHOICE_METRICS, OPEN_METRICS, choice_item, gold_item
+from losslens.tasks.metrics import score_items
+from losslens.tasks.records import Scored
+from losslens.tasks.requests import BuiltTask, Generate, GenerateResult, Item, LogLikelihoodResult, Result
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
@@ -42,6 +46,7 @@ class Planted:
     best: float = 0.95  # value far below the threshold
     width: float = 0.10  # nats/token over which the ability grows
     items: int = 200
+    answers: bool = False  # every item's are in `samples`, and its scores are the scorer's
 
     @property
     def metric(self) -> str:
@@ -62,6 +67,12 @@ TASKS = (
     Planted("cloze_near", "gradual", format="text", chance=0.25, best=0.6, items=150),
     Planted("cloze_far", "flat", format="letter", chance=0.25, items=150),
 )
+ANSWERED = (
+    Planted("exam", "emergent", format="letter", eta=1.9, chance=0.25, items=80, answers=True),
+    Planted("sums", "emergent", eta=1.8, best=0.9, items=80, answers=True),
+)
+"""Tasks with stored answers. The threshold of `exam` is in the model: the right letter's probability leaves a quarter where its
+accuracy does. That of `sums` is the metric's: the probability of each token of the answer grows from the start."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +160,11 @@ def _add_run(
         parts.rows["losses"] += _losses(rng, checkpoint, float(true[i]))
     for task in tasks:
         scores = ability(task, true, params)
-        for checkpoint, value in zip(ids, scores, strict=True):
-            parts.rows["scores"] += _scores(rng, checkpoint, task, float(value))
+        for i, (checkpoint, value) in enumerate(zip(ids, scores, strict=True)):
+            if task.answers:
+                _add_answers(parts, rng, checkpoint, task, float(value), float(true[i]))
+            else:
+                parts.rows["scores"] += _scores(rng, checkpoint, task, float(value))
     for step in range(10, int(steps[-1]) + 1, max(10, int(steps[-1]) // 100)):
         value = float(loss(params, np.array([step * 1024.0]))[0] + rng.normal(0, 0.05))
         parts.rows["train_log"].append(
@@ -198,6 +212,37 @@ def _scores(rng: np.random.Generator, checkpoint: str, task: Planted, true: floa
     if task.format == "text":
         rows.append(row("acc", *share(max(true - 0.03, task.chance)), task.chance))
     return rows
+
+
+def _add_answers(parts: _Parts, rng: np.random.Generator, checkpoint: str, task: Planted, true: float, loss: float) -> None:
+    known = (rng.random(task.items) < (true - task.chance) / (1 - task.chance)).tolist()
+    if task.format == "open":
+        answers = [_open_answer(rng, str(number), knows, loss) for number, knows in enumerate(known)]
+        built = BuiltTask(task.task, "open", 0, 1, OPEN_METRICS, tuple(item for item, _ in answers))
+    else:
+        answers = [_letter_answer(rng, str(number), knows) for number, knows in enumerate(known)]
+        built = BuiltTask(task.task, "letter", 0, 1, CHOICE_METRICS["letter"], tuple(item for item, _ in answers))
+    scores, samples = score_items(built, [results for _, results in answers])
+    base: Row = {"checkpoint_id": checkpoint, "task": task.task, "task_version": 1, "format": task.format, "shots": 0, "engine": "fake"}
+    parts.rows["scores"] += [base | asdict(score) | {"scored_at": NOW} for score in scores]
+    parts.rows["samples"] += [base | asdict(sample) for sample in samples]
+
+
+def _letter_answer(rng: np.random.Generator, number: str, knows: bool) -> tuple[Item, list[Result]]:
+    """Four letters: the right one e^3 times as likely where the model knows it, all about alike where not."""
+    gold = int(rng.integers(4))
+    logprobs = rng.normal(-4, 0.1, 4)
+    logprobs[gold] += 3 * knows
+    item = choice_item(number, gold, [Scored("Q:", letter, " ") for letter in "ABCD"])
+    return item, [LogLikelihoodResult(float(logprob), 1, False) for logprob in logprobs]
+
+
+def _open_answer(rng: np.random.Generator, number: str, knows: bool, loss: float) -> tuple[Item, list[Result]]:
+    """A number of three tokens, each of a probability that grows with every bit of loss."""
+    item = gold_item(number, Scored("Q:", "371", " "), 0.0)
+    each = math.log(0.1 + 0.7 * (INITIAL_LOSS - loss) / INITIAL_LOSS) + rng.normal(0, 0.05)
+    asked = Item(number, (Generate("Q:", ("\n",), 8), *item.requests), answers=item.answers, option_bytes=item.option_bytes, chance=0.0)
+    return asked, [GenerateResult("371" if knows else "317"), LogLikelihoodResult(3 * each, 3, False)]
 
 
 def _threshold(study: str, task: Planted, checkpoints: int) -> Row:
