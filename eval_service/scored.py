@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,9 +48,14 @@ class ScoredSoFar:
         try:
             file = pq.ParquetFile(part)
             with file:
-                rows = file.read(columns=[name for name in _COLUMNS if name in file.schema_arrow.names]).to_pylist()
+                for batch in file.iter_batches(columns=[name for name in _COLUMNS if name in file.schema_arrow.names]):
+                    self._count(batch.to_pylist())
+        except FileNotFoundError:  # merged into another part since the folder was listed; that one is read next
+            return
         except (pa.ArrowException, OSError) as error:
             raise DataMismatch(f"{part} cannot be read: {error}", "restore it, or move it away to do without its rows") from error
+
+    def _count(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             if (row.get("engine") or "").startswith(self._engine):
                 done = (row["checkpoint_id"], row["task"], row.get("task_version"))
