@@ -6,7 +6,7 @@ Parts are immutable, so a process that asks again and again, as the HTTP front d
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class ScoredSoFar:
         except (pa.ArrowException, OSError) as error:
             raise DataMismatch(f"{part} cannot be read: {error}", "restore it, or move it away to do without its rows") from error
 
-    def _count(self, rows: list[dict[str, Any]]) -> None:
+    def _count(self, rows: Iterable[Any]) -> None:
         for row in rows:
             if (row.get("engine") or "").startswith(self._engine):
                 done = (row["checkpoint_id"], row["task"], row.get("task_version"))
