@@ -47,7 +47,7 @@ def part(home: Path, rank: int, world: int, port: int) -> None:
     trainer = Trainer(model, optimizers, spec, STEPS, BATCH, SHAPE.seq_len, torch.device("cpu"), MICRO)
     true = trainer.nll_sum
 
-    def nll_sum(tokens: torch.Tensor) -> torch.Tensor:
+    def nll_sum(tokens: torch.Tensor, lane: int = 0) -> torch.Tensor:
         if rank == 1:
             time.sleep(0.25)
         return true(tokens) * torch.where((tokens[:, 0] == POISON).any(), torch.nan, 1.0)

@@ -44,7 +44,7 @@ def poison(of: Trainer, at: set[int], value: float = math.nan) -> None:
     """Make the loss not finite in the updates of these steps (from 1)."""
     true = of.nll_sum
 
-    def nll_sum(tokens: torch.Tensor) -> torch.Tensor:
+    def nll_sum(tokens: torch.Tensor, lane: int = 0) -> torch.Tensor:
         loss = true(tokens)
         return loss * value if of.step + 1 in at else loss
 
@@ -134,16 +134,16 @@ def test_of_two_ranks_the_slow_one_is_named() -> None:
 
 def short_of_memory(of: Trainer, holds: int) -> list[int]:
     """Let passes of more than `holds` sequences fail as CUDA's allocator does, half-way through; the sizes tried."""
-    true, tried = of._forward_and_backward, list[int]()
+    true, tried = of._pass, list[int]()
 
-    def one_pass(piece: torch.Tensor) -> None:
+    def one_pass(lane: int, piece: torch.Tensor) -> torch.Tensor:
         tried.append(len(piece))
         if len(piece) > holds:
-            true(piece[:1])
+            true(lane, piece[:1])
             raise torch.OutOfMemoryError("CUDA out of memory")
-        true(piece)
+        return true(lane, piece)
 
-    of._forward_and_backward = one_pass  # type: ignore[method-assign,assignment]
+    of._pass = one_pass  # type: ignore[method-assign,assignment]
     return tried
 
 

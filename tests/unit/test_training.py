@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from losslens.models import build
 from losslens.specs import OptimizerSpec, ScheduleSpec, TrainingSpec
 from losslens.training import checkpoint as checkpoints
 from losslens.training.heldout import heldout_losses, window_loss
+from losslens.training.lanes import lanes_of
 from losslens.training.loop import Trainer, Watch, run
 from losslens.training.optimizers import Optimizers, orthogonalise
 from losslens.training.schedules import averaging_decay, multiplier
@@ -30,7 +32,7 @@ SHAPE = Shape("paper", 61, 32, 96, 2, 1, 2, 24, 100.0, tie_embeddings=False)
 STEPS, BATCH = 60, 6
 
 
-def trainer(seed: int = 0, micro_batch: int | None = None, **changes: Any) -> Trainer:
+def trainer(seed: int = 0, micro_batch: int | None = None, lanes: int = 1, **changes: Any) -> Trainer:
     spec = TrainingSpec(
         **{
             "global_batch": BATCH,
@@ -50,6 +52,7 @@ def trainer(seed: int = 0, micro_batch: int | None = None, **changes: Any) -> Tr
         seq_len=SHAPE.seq_len,
         device=torch.device("cpu"),
         micro_batch=micro_batch,
+        lanes=lanes,
     )
 
 
@@ -115,6 +118,30 @@ def test_resuming_is_bitwise_the_undisturbed_run(optimizer: str) -> None:
 def test_micro_batches_do_not_change_the_update() -> None:
     whole, pieces = train(trainer()), train(trainer(micro_batch=4))  # 6 = 4 + 2: pieces of unequal size
     np.testing.assert_allclose(whole, pieces, rtol=1e-4)
+
+
+def test_with_exact_sums_threads_change_no_bit() -> None:
+    one, three = trainer(micro_batch=2), trainer(micro_batch=2, lanes=3)
+    assert train(one) == train(three)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters, three.parameters, strict=True))
+    assert one.grad_norms.tolist() == three.grad_norms.tolist()
+
+
+@pytest.mark.parametrize("lanes", [2, 4])  # of 6 sequences: 3 + 3, and 2 + 2 + 2
+def test_a_share_without_micro_batches_is_cut_into_lanes(lanes: int) -> None:
+    assert train(trainer(lanes=lanes))[-1] == pytest.approx(train(trainer())[-1], abs=1e-3)
+
+
+def test_resuming_with_other_threads_is_bitwise_the_undisturbed_run() -> None:
+    whole, part, rest = trainer(micro_batch=2, lanes=2), trainer(micro_batch=2), trainer(micro_batch=2, lanes=3)
+    for rows in itertools.islice(batches(), 20):
+        part.update(torch.from_numpy(rows))
+    load_state(rest, part.step, state_of(part))
+    assert train(rest) == train(whole)
+
+
+def test_lanes_are_no_more_than_passes() -> None:
+    assert [lanes_of(4, 8, None), lanes_of(4, 8, 4), lanes_of(4, 3, None), lanes_of(1, 8, 1), lanes_of(4, 1, 8)] == [4, 2, 3, 1, 1]
 
 
 def test_golden_loss_curve(update_golden: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import deepcopy
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -28,6 +30,13 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, [..., D] -> [..., V]."""
+
+    def twin(self) -> Self:
+        """A model around the same weights, now and later, with parameters of its own, which have their own gradients. What a class
+        keeps between calls is its own too, so that two threads can compute at once."""
+        shared: dict[int, Any] = {id(buffer): buffer for buffer in self.buffers()}
+        shared |= {id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad) for parameter in self.parameters()}
+        return deepcopy(self, shared)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits, [B, T] -> [B, T, V]."""

@@ -5,9 +5,7 @@ Loads are strict: a tensor that is missing, unknown or of another shape is an er
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
-from copy import copy, deepcopy
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +53,9 @@ class ScoringModel:
         return self.module.head(hidden)
 
     def twin(self) -> ScoringModel:
-        """Another model around the same tensors, now and after every `load`: what a class keeps between calls is its own,
-        so that two threads can compute at once."""
+        """Another model around the same tensors, now and after every `load`, for another thread."""
         twin = copy(self)
-        tensors: Iterable[Tensor] = itertools.chain(self.module.parameters(), _persistent_buffers(self.module).values())
-        twin.module = deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
+        twin.module = self.module.twin()
         return twin
 
     def load(self, directory: Path) -> None:

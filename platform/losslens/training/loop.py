@@ -22,6 +22,7 @@ from losslens.families import Branch
 from losslens.models import LanguageModel
 from losslens.specs import TrainingSpec
 from losslens.training import looks
+from losslens.training.lanes import Lanes
 from losslens.training.optimizers import Optimizers
 from losslens.training.pace import Pace
 from losslens.training.passes import Passes
@@ -36,7 +37,8 @@ class Trainer:
     """One run's live state on one rank. `step` updates are done; `losses[k]` is the mean loss of update k.
 
     With a `micro_batch` (in sequences) gradients are summed exactly and do not depend on the number of ranks, provided that
-    every rank's share begins at a multiple of it; without one, a rank's whole share goes through at once.
+    every rank's share begins at a multiple of it; without one, a rank's whole share goes through at once. On a CPU `lanes` passes
+    run side by side, a thread each.
     """
 
     model: LanguageModel
@@ -48,6 +50,7 @@ class Trainer:
     device: torch.device
     micro_batch: int | None = None
     branch: Branch | None = None  # where the run left another, whose schedule it follows up to there
+    lanes: int = 1
     step: int = 0
     seen_loss: float | None = None  # the newest sound one that has left the device
     look: looks.Look | None = None  # what the newest `check` found
@@ -55,7 +58,7 @@ class Trainer:
     average: list[Tensor] = field(default_factory=list)
     losses: Tensor = field(init=False)
     grad_norms: Tensor = field(init=False)
-    features: Callable[[Tensor], Tensor] = field(init=False)
+    features: list[Callable[..., Tensor]] = field(init=False)  # of each lane
     reduction: Reduction = field(init=False)
     passes: Passes = field(init=False)
 
@@ -67,16 +70,18 @@ class Trainer:
             self.average = [p.detach().clone() for p in self.parameters]
         self.reduction = FixedPoint(self.parameters) if self.micro_batch else Plain(self.parameters)
         self.passes, self.pace = Passes(self.micro_batch), Pace(self.device)
-        self.features = torch.compile(self.model.features, dynamic=False) if self.spec.compile else self.model.features
+        self._lanes = Lanes(self.model, self.lanes)
+        plain = [model.features for model in self._lanes.models]
+        self.features = [torch.compile(each, dynamic=False) for each in plain] if self.spec.compile else plain
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """bfloat16 matrix products where the study asks for them; weights and sums stay float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16")
 
-    def nll_sum(self, tokens: Tensor) -> Tensor:
+    def nll_sum(self, tokens: Tensor, lane: int = 0) -> Tensor:
         """Summed next-token loss in nats of rows [b, T + 1]."""
         with self.autocast():
-            logits = self.model.head(self.features(tokens[:, :-1]))
+            logits = self._lanes.models[lane].head(self.features[lane](tokens[:, :-1]))
         return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
 
     def update(self, rows: Tensor, flag: bool = False) -> Tensor:
@@ -84,7 +89,10 @@ class Trainer:
 
         The loss is summed and divided by the global token count, so shares of unequal size weigh by tokens.
         """
-        self.passes.go(rows, self._forward_and_backward, self.reduction.forget)
+        if self.lanes > 1:
+            self._lanes.go(self._lanes.pieces(rows, self.micro_batch), self._pass, self.reduction.add)
+        else:
+            self.passes.go(rows, lambda piece: self.reduction.add(self._pass(0, piece)), self.reduction.forget)
         self.pace.leave()
         total, flags = self.reduction.total(flag)
         self.pace.enter()
@@ -102,10 +110,11 @@ class Trainer:
         self.step += 1
         return flags
 
-    def _forward_and_backward(self, rows: Tensor) -> None:
-        loss = self.nll_sum(rows) / (self.global_batch * self.seq_len)
+    def _pass(self, lane: int, rows: Tensor) -> Tensor:
+        """Forward and backward; the part of the global batch's mean loss."""
+        loss = self.nll_sum(rows, lane) / (self.global_batch * self.seq_len)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.reduction.add(loss.detach())
+        return loss.detach()
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

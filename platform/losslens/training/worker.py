@@ -32,6 +32,7 @@ from losslens.training import checkpoint as checkpoints
 from losslens.training import journal, leaving
 from losslens.training.branching import parent_state
 from losslens.training.heldout import heldout_losses, window_loss
+from losslens.training.lanes import lanes_of
 from losslens.training.loop import Trainer, Watch, run
 from losslens.training.optimizers import Optimizers
 from losslens.training.schedules import multiplier
@@ -77,10 +78,12 @@ def train(
     if rank == 0:
         journal.note(home, "entered", world_size=world)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    lanes = 1
     if device.type == "cpu":
         torch.set_num_threads(spec.cluster.threads)
+        lanes = lanes_of(spec.cluster.threads, -(-planned.global_batch // world), planned.micro_batch)
     corpus = PackedCorpus.open(corpus_dir)
-    trainer = make_trainer(spec, planned, device, corpus.eos)
+    trainer = make_trainer(spec, planned, device, corpus.eos, lanes)
     resume(trainer, results, planned)
     if rank == 0 and (newest := checkpoints.saved_step(results, planned.run_id)) > trainer.step:
         journal.note(home, "damaged", step=newest)
@@ -106,7 +109,7 @@ def train(
     return Outcome(planned.run_id, trainer.step, writer.attempt, world, time.perf_counter() - started, diverged)
 
 
-def make_trainer(spec: StudySpec, planned: PlannedRun, device: torch.device, eos_token_id: int) -> Trainer:
+def make_trainer(spec: StudySpec, planned: PlannedRun, device: torch.device, eos_token_id: int, lanes: int = 1) -> Trainer:
     """A trainer at step 0 with weights that depend on the run's seed only."""
     model = build(planned.shape, seed=planned.seed, initialisation=spec.family.initialisation, eos_token_id=eos_token_id).to(device)
     optimizers = Optimizers(
@@ -121,6 +124,7 @@ def make_trainer(spec: StudySpec, planned: PlannedRun, device: torch.device, eos
         seq_len=planned.shape.seq_len,
         device=device,
         micro_batch=planned.micro_batch,
+        lanes=lanes,
         branch=planned.branch,
     )
 
