@@ -3,7 +3,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 N := 20
 
-.PHONY: setup demo test check bench bench-scoring bench-thresholds chaos golden clean
+.PHONY: setup demo test check bench bench-scoring bench-training bench-thresholds chaos golden clean
 
 setup: $(READY)
 
@@ -32,6 +32,9 @@ bench: $(READY)
 
 bench-scoring: $(READY)
 	$(PY) tests/bench/bench_lm_eval.py
+
+bench-training: $(READY)
+	$(PY) tests/bench/bench_trainers.py
 
 bench-thresholds: $(READY)
 	$(PY) -m tests.bench.bench_thresholds

@@ -21,6 +21,11 @@ def lanes_of(threads: int, sequences: int, micro_batch: int | None) -> int:
     return max(1, min(threads, -(-sequences // (micro_batch or 1))))
 
 
+def share_threads(threads: int, lanes: int) -> None:
+    """Leave each kernel its part of the threads, in the main thread too: OpenMP's others would spin beside the lanes."""
+    torch.set_num_threads(max(1, threads // lanes))
+
+
 class Lanes:
     """`models[0]` is the model itself, the others are its twins."""
 
@@ -37,7 +42,7 @@ class Lanes:
         """`one_pass` gets a lane's number and a piece, leaves gradients with that lane's model and returns the loss; `add` is called
         with each loss in the order of the pieces, when that piece's gradients are the model's."""
         if self._pool is None:
-            each = max(1, torch.get_num_threads() // len(self.models))
+            each = torch.get_num_threads()  # those that `share_threads` left to every kernel
             self._pool = ThreadPoolExecutor(len(self.models), "lane", initializer=torch.set_num_threads, initargs=(each,))
         for first in range(0, len(pieces), len(self.models)):
             group = pieces[first : first + len(self.models)]

@@ -32,7 +32,7 @@ from losslens.training import checkpoint as checkpoints
 from losslens.training import journal, leaving
 from losslens.training.branching import parent_state
 from losslens.training.heldout import heldout_losses, window_loss
-from losslens.training.lanes import lanes_of
+from losslens.training.lanes import lanes_of, share_threads
 from losslens.training.loop import Trainer, Watch, run
 from losslens.training.optimizers import Optimizers
 from losslens.training.schedules import multiplier
@@ -80,8 +80,8 @@ def train(
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     lanes = 1
     if device.type == "cpu":
-        torch.set_num_threads(spec.cluster.threads)
         lanes = lanes_of(spec.cluster.threads, -(-planned.global_batch // world), planned.micro_batch)
+        share_threads(spec.cluster.threads, lanes)
     corpus = PackedCorpus.open(corpus_dir)
     trainer = make_trainer(spec, planned, device, corpus.eos, lanes)
     resume(trainer, results, planned)
