@@ -52,7 +52,6 @@ class TorchEngine:
         self._device = best_device()
         self._budget = batch_tokens or _BATCH_TOKENS[self._device]
         self._threads = 1 if self._device != "cpu" else torch.get_num_threads()
-        self._model: ScoringModel | None = None
         self._crew: list[ScoringModel] = []  # the model and its twins, one for each thread
         self._shape = ""
         self._directory: Path | None = None
@@ -68,18 +67,18 @@ class TorchEngine:
         verify_files(checkpoint)
         self._encoder = encoder_of(checkpoint)
         shape = shape_key(checkpoint)
-        known = self._model is not None and shape == self._shape
+        known = bool(self._crew) and shape == self._shape
         if not known:
-            self._model, self._crew = None, []
+            self._crew = []
             gc.collect()
-            self._model = ScoringModel(read_config(checkpoint))
-            self._model.module.to(self._device)
-            self._crew = [self._model, *(self._model.twin() for _ in range(self._threads - 1))]
+            model = ScoringModel(read_config(checkpoint))
+            model.module.to(self._device)
+            self._crew = [model, *(model.twin() for _ in range(self._threads - 1))]
             self._shape = shape
-        assert self._model is not None
-        self._model.load(checkpoint)
-        verify_tensors(checkpoint, self._model.checksums())
-        self._prove(checkpoint, self._model, branches=not known)
+        model = self._crew[0]
+        model.load(checkpoint)
+        verify_tensors(checkpoint, model.checksums())
+        self._prove(checkpoint, model, branches=not known)
         self._directory = checkpoint
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
@@ -115,14 +114,14 @@ class TorchEngine:
 
     def close(self) -> None:
         """Drop the model."""
-        self._model = self._plain = self._directory = None
+        self._plain = self._directory = None
         self._crew = []
         gc.collect()
 
     def _loaded(self) -> ScoringModel:
-        if self._directory is None or self._model is None:
+        if self._directory is None:
             raise LosslensError("no checkpoint is loaded", "load one first")
-        return self._model
+        return self._crew[0]
 
     def _prove(self, checkpoint: Path, model: ScoringModel, *, branches: bool) -> None:
         """Compare with plain transformers; a new shape also with all shared that can be, which decides whether it shares."""

@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from jobs.filters import Filters
 from jobs.progress import Board
-from losslens.analysis.ladder import ends
+from losslens.analysis.curves import numbers
+from losslens.analysis.ladder import ends, model_sizes
 from losslens.analysis.scaling import Losses, scaling
 from losslens.errors import UserError
 from losslens.results import Results
@@ -57,9 +58,7 @@ def laws(results: Path | str, filters: Filters, *, eta: float | None = None, tok
 def split(rows: pa.Table) -> list[Losses]:
     """Each loss at the ends of its runs, by name."""
     names = list(zip(*(rows[name].to_pylist() for name in ("study", "loss_dataset", "loss_unit")), strict=True))
-    inner = np.asarray(rows["params_non_embedding"].cast(pa.float64()).to_numpy(), dtype=np.float64)
-    params = inner if np.isfinite(inner).all() else np.asarray(rows["params"].cast(pa.float64()).to_numpy(), dtype=np.float64)
-    columns = (np.asarray(rows["run_id"].to_pylist()), params, *(rows[name].to_numpy().astype(np.float64) for name in ("tokens", "loss")))
+    columns = (np.asarray(rows["run_id"].to_pylist()), model_sizes(rows), numbers(rows, "tokens"), numbers(rows, "loss"))
     places: dict[tuple[str | None, str, str], list[int]] = {}
     for place, name in enumerate(names):
         places.setdefault(name, []).append(place)

@@ -20,6 +20,7 @@ from jobs.query import sql
 from losslens.analysis import correlations, onset, thresholds
 from losslens.analysis.curves import MOST, running_mean, split, thinned
 from losslens.analysis.interval import interval
+from losslens.analysis.resampling import block_weights
 from losslens.errors import UserError
 from losslens.results import Results
 from losslens.results.tables import THRESHOLDS
@@ -155,7 +156,7 @@ def test_the_order_of_rows_does_not_matter_and_the_seed_decides() -> None:
 
 def test_resamples_keep_the_number_of_checkpoints_of_the_drawn_runs() -> None:
     run = np.repeat([0, 1, 2], [20, 20, 20])
-    weights = onset.block_weights(run, count=100, seed=0)
+    weights = block_weights(run, count=100, seed=0)
     assert weights.shape == (100, 60)
     by_run = weights.reshape(100, 3, 20).sum(axis=2)
     assert set((by_run / 21).ravel()) <= {0.0, 1.0, 2.0, 3.0}, "7 blocks of 3 for each time a run is drawn"

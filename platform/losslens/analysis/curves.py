@@ -73,7 +73,7 @@ class Curve:
 
 def split(table: pa.Table) -> Iterator[tuple[Key, Curve]]:
     """The curves in rows of view `curve`, sorted by key. Rows without a loss or a value are left out."""
-    columns = {name: _numbers(table, name) for name in ("loss", "value", "stderr", "n", "chance", "step", "tokens")}
+    columns = {name: numbers(table, name) for name in ("loss", "value", "stderr", "n", "chance", "step", "tokens")}
     better = table["higher_is_better"].fill_null(True).to_numpy()
     named = table["run_id"].fill_null("").combine_chunks().dictionary_encode()
     by_name = np.argsort(np.argsort(np.asarray(named.dictionary.to_pylist(), dtype=str)))  # so that the order of rows says nothing
@@ -97,7 +97,8 @@ def _places(table: pa.Table) -> dict[Key, Ints]:
     return {Key(**name): rows for name, rows in zip(names, groups, strict=True)}
 
 
-def _numbers(table: pa.Table, name: str) -> Floats:
+def numbers(table: pa.Table, name: str) -> Floats:
+    """A column as float64, NaN where it is NULL or missing."""
     if name not in table.column_names:
         return np.full(table.num_rows, np.nan)
     return np.asarray(table[name].cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)

@@ -18,6 +18,7 @@ from scipy import stats
 from losslens.analysis import onset
 from losslens.analysis.curves import Curve, Floats, Ints
 from losslens.analysis.onset import Fit
+from losslens.analysis.resampling import block_weights
 
 _ROUNDS = 3  # of shifts and fit in turn; more change nothing in the third digit
 _SHIFTS = np.sinh(np.linspace(-4, 4, 81)) / np.sinh(4) / 4  # in parts of the range, dense near 0
@@ -134,7 +135,7 @@ def resampled_etas(curve: Curve, fit: Fit, bound: float, *, count: int, seed: in
     etas, each = len(fit.eta), fit.log_likelihood[0].size
     kept = fit.log_likelihood.reshape(etas, each).argpartition(-_KEPT, axis=1)[:, -_KEPT:] + each * np.arange(etas)[:, None]
     rise = onset.rises(fit.eta, fit.widths, curve.loss)[kept.ravel()]
-    weights = (onset.block_weights(curve.run, count=count, seed=seed) / curve.noise**2).T
+    weights = (block_weights(curve.run, count=count, seed=seed) / curve.noise**2).T
     price = math.log(len(curve.loss)) * fit.dispersion
     cost = onset.solve(rise, fit.eta, curve, weights, bound, price).cost
     freedom = max(len(curve.loss) - onset.PARAMETERS, 3)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from losslens.analysis.curves import NO_CHANCE, Bools, Floats, Ints, Key
+from losslens.analysis.curves import NO_CHANCE, Bools, Floats, Ints, Key, numbers
 
 LOSS, CHOICE, OWN = "loss", "correct_choice_prob", "bits_per_byte"
 """Gauges: quantities that fall as models improve, from which a score can be read. The curve's loss, -log of the correct
@@ -107,6 +107,12 @@ def ends(run: Any, params: Floats, tokens: Floats, value: Floats) -> tuple[Float
     return params[last], tokens[last], np.asarray(means)
 
 
+def model_sizes(table: pa.Table) -> Floats:
+    """Parameters without the input embedding where all rows tell them, else all parameters; shape [rows]."""
+    inner = numbers(table, "params_non_embedding")
+    return inner if np.isfinite(inner).all() else numbers(table, "params")
+
+
 def _window(tokens: Floats) -> int:
     """How many of one run's last checkpoints stand for it."""
     return min(_AVERAGED, int((tokens >= (1 - _LAST_PART) * tokens[-1]).sum()))
@@ -118,10 +124,9 @@ class _Columns:
     def __init__(self, table: pa.Table) -> None:
         plain = table.combine_chunks()
         self.names = {name: np.asarray(plain[name].to_pylist(), dtype=object) for name in (*Key._fields, "run_id", "size")}
-        self.numbers = {name: _numbers(plain, name) for name in ("loss", "value", "n", "chance", "tokens")}
+        self.numbers = {name: numbers(plain, name) for name in ("loss", "value", "n", "chance", "tokens")}
         self.better = np.asarray([flag is not False for flag in plain["higher_is_better"].to_pylist()])
-        inner = _numbers(plain, "params_non_embedding")
-        self.params = inner if np.isfinite(inner).all() else _numbers(plain, "params")
+        self.params = model_sizes(plain)
         self.checkpoint = _codes(plain["checkpoint_id"])
 
     def groups(self) -> Iterator[Ints]:
@@ -214,12 +219,6 @@ def _trailing(values: Floats, window: int) -> Floats:
     begins = np.maximum(ends - window, 0)
     counted = count[ends] - count[begins]
     return np.asarray(np.where(counted > 0, (total[ends] - total[begins]) / np.maximum(counted, 1), np.nan))
-
-
-def _numbers(table: pa.Table, name: str) -> Floats:
-    if name not in table.column_names:
-        return np.full(table.num_rows, np.nan)
-    return np.asarray(table[name].cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def _codes(column: Any) -> Ints:

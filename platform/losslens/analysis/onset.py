@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from losslens.analysis.curves import Curve, Floats, Ints
+from losslens.analysis.curves import Curve, Floats
 
 POWERS = (0.5, 1.0, 1.5, 2.0, 3.0)  # k: how steeply the rise starts, from at once to slowly
 PARAMETERS = 5  # eta, w, k, b, and j or a
@@ -180,20 +180,3 @@ def _two(g11: Floats, g12: Floats, g22: Floats, c1: Floats, c2: Floats, price: f
         np.where(both, x, np.where(jumps, one, 0.0)),
         np.where(both, y, np.where(jumps, 0.0, two)),
     )
-
-
-def block_weights(run: Ints, *, count: int, seed: int) -> Floats:
-    """How often each checkpoint appears in each of `count` resamples; shape [count, N].
-
-    Runs are drawn with replacement; within a drawn run, circular blocks of n^(1/3) successive checkpoints, because
-    neighbours in training share their noise. Checkpoints must be in the order of runs, then of training.
-    """
-    random = np.random.default_rng(seed)
-    names, starts, sizes = np.unique(run, return_index=True, return_counts=True)
-    drawn = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)
-    weights = np.zeros((count, len(run)))
-    for number, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        length = max(round(size ** (1 / 3)), 1)
-        blocks = random.multinomial(drawn[:, number] * -(-size // length), np.full(size, 1 / size))
-        weights[:, start : start + size] = sum(np.roll(blocks, shift, axis=1) for shift in range(length))
-    return weights

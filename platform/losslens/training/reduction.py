@@ -43,9 +43,6 @@ class Reduction(ABC):
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self._parameters if p.grad is not None]
 
-    def _flat(self) -> Tensor:
-        return torch.cat([g.flatten() for g in self._gradients()])
-
 
 class Plain(Reduction):
     """Floating-point sums: gradients of a rank's passes gather in `.grad`, one all-reduce sums over ranks."""
