@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eval_service.checkpoints import Checkpoint
-from eval_service.questions import Questions
+from eval_service.questions import Asked, Questions
 
 if TYPE_CHECKING:
     from eval_service.loss_corpus import LossCorpus
 
-Done = tuple[str, str, int]  # checkpoint_id, task, task_version
+Done = tuple[str, Asked, int]  # checkpoint_id, task and format, task_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Assignment:
     """Score `tasks` of one checkpoint, asked as `questions` says (None: as its scorer asks everything), and measure `losses`."""
 
     checkpoint: Checkpoint
-    tasks: tuple[str, ...]
+    tasks: tuple[Asked, ...]
     questions: Questions | None = None
     losses: tuple[LossCorpus, ...] = ()
 
@@ -28,19 +28,19 @@ class Assignment:
 def pending(
     checkpoints: Iterable[Checkpoint],
     scored: Collection[Done],
-    tasks: Mapping[str, int],
+    tasks: Mapping[Asked, int],
     measured: Collection[tuple[str, str]] = (),
     losses: Sequence[LossCorpus] = (),
 ) -> list[Assignment]:
-    """Assignments for every checkpoint that lacks a task in its present version or a loss, oldest checkpoint first.
+    """Assignments for every checkpoint that lacks a format of a task in its present version or a loss, oldest checkpoint first.
 
-    `tasks` maps names to versions. A score of another version does not count: the task has changed its meaning. `measured`
+    `tasks` maps what is asked to versions. A score of another version does not count: the task has changed its meaning. `measured`
     holds (checkpoint_id, name of the loss).
     """
     wanted: list[Assignment] = []
     distinct = {checkpoint.checkpoint_id: checkpoint for checkpoint in checkpoints}
     for checkpoint in sorted(distinct.values(), key=lambda c: (c.created_at, c.checkpoint_id)):
-        missing = tuple(name for name, version in tasks.items() if (checkpoint.checkpoint_id, name, version) not in scored)
+        missing = tuple(asked for asked, version in tasks.items() if (checkpoint.checkpoint_id, asked, version) not in scored)
         unmeasured = tuple(corpus for corpus in losses if (checkpoint.checkpoint_id, corpus.name) not in measured)
         if missing or unmeasured:
             wanted.append(Assignment(checkpoint, missing, losses=unmeasured))

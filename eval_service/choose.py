@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from eval_service.engine import EngineDied
 from eval_service.vllm_engine import installed, serves
-from losslens.errors import EnvironmentFailure, UserError
+from losslens.errors import DataMismatch, EnvironmentFailure, LosslensError, UserError
 
 # Parameters from which vLLM is taken on a CPU. Measured at 2.8M and 18.9M, where one plain forward scores more options a
 # second than vLLM does (tests/bench/bench_lm_eval.py); not measured above 19M.
@@ -57,6 +58,14 @@ def choose(engine: str, config: Mapping[str, Any], machine: Available) -> tuple[
     if params >= LARGE_ON_CPU:
         return "vllm", f"about {params / 1e6:,.0f}M parameters are many for one plain forward on a CPU"
     return "torch", f"for about {params / 1e6:,.1f}M parameters on a CPU a plain batched forward is faster"
+
+
+def instead(asked: str, engine: str, error: LosslensError) -> tuple[str, str] | None:
+    """(engine, reason) to try when loading has failed: torch, where nobody asked for vLLM by name and it does not run the model or does
+    not compute what plain transformers computes. None: the error stands; a process that died gets another try."""
+    if asked != "auto" or engine != "vllm" or isinstance(error, EngineDied) or not isinstance(error, EnvironmentFailure | DataMismatch):
+        return None
+    return "torch", f"vLLM does not serve it: {error.message}"
 
 
 def rough_params(config: Mapping[str, Any]) -> int:

@@ -64,7 +64,8 @@ def common_beginning(sequences: Sequence[Packed]) -> Packed:
 def _stem(model: PreTrainedModel, tokens: Packed, device: str) -> _Stem:
     if length(tokens) < SHORTEST_STEM:
         return _Stem(0, None)
-    cache = model(torch.from_numpy(unpack(tokens))[None].to(device), use_cache=True, logits_to_keep=1).past_key_values
+    out = model(torch.from_numpy(unpack(tokens))[None].to(device), use_cache=True, logits_to_keep=1)
+    cache = getattr(out, "past_key_values", None)  # a state-space model keeps a state instead, which is not cut from its rows
     whole = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
     return _Stem(length(tokens), cache) if whole else _Stem(0, None)
 

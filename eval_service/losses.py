@@ -1,4 +1,4 @@
-"""Held-out loss of a loaded checkpoint on any text: nats/token and bits/byte, per source and overall.
+"""Held-out loss of a loaded checkpoint on any text: nats/token, bits/byte and nats/token against a unigram model, per source and overall.
 
 Document by document: every token is scored once, given the document's tokens before it. A document longer than the model's
 window W is read in windows that move on by `stride`, so that every token has at least W - stride tokens of context where
@@ -22,6 +22,7 @@ from eval_service.encoder import HubEncoder, encoder_of
 from eval_service.engine import Engine
 from eval_service.loss_corpus import LossCorpus, PackedRows, made_by, packed_rows, texts, unpacked
 from eval_service.planner import Ints, require_token
+from losslens.corpus.unigram import unigram_nats
 from losslens.errors import EnvironmentFailure, UserError
 from losslens.results import Results
 
@@ -58,13 +59,18 @@ class Window:
 
 @dataclass(slots=True)
 class Tally:
-    """Sums over documents: of nats L, tokens N, bytes B, and of what their standard errors need."""
+    """Sums over documents: of nats L, tokens N, bytes B, and of what their standard errors need; how often each token was scored."""
 
     documents: int = 0
     nats: float = 0.0
     tokens: int = 0
     bytes: int = 0
     squares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("LL", "LN", "NN", "LB", "BB"), 0.0))
+    counts: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def count(self, ids: Ints) -> None:
+        """Take in tokens that were scored."""
+        self.counts = _added(self.counts, np.bincount(ids))
 
     def add(self, nats: float, tokens: int, size: int) -> None:
         """Take in one document."""
@@ -83,6 +89,7 @@ class Tally:
         self.bytes += other.bytes
         for name, value in other.squares.items():
             self.squares[name] += value
+        self.counts = _added(self.counts, other.counts)
 
     @property
     def per_token(self) -> tuple[float, float | None]:
@@ -145,7 +152,9 @@ def measure(engine: Engine, encoder: HubEncoder, corpus: LossCorpus, vocab_size:
         (name, weight, tallied(engine, found, vocab_size))
         for name, weight, found in _sources(corpus, method == corpus.by_rows, encoder, engine.window, stride)
     ]
-    return [{**row, "method": method} for row in _rows(corpus.name, [tally for tally in tallies if tally[2].tokens])]
+    # Rows of a packed corpus are measured as training measures them, in its two units.
+    vocabulary = None if method == corpus.by_rows else vocab_size or max(len(tally.counts) for _, _, tally in tallies)
+    return [{**row, "method": method} for row in _rows(corpus.name, [tally for tally in tallies if tally[2].tokens], vocabulary)]
 
 
 def _sources(
@@ -204,6 +213,7 @@ def tallied(engine: Engine, found: Iterable[Window], vocab_size: int | None) -> 
     nats, tokens = 0.0, 0
     for group in _groups(found):
         _require_known(group, vocab_size)
+        tally.count(np.concatenate([window.ids[window.first :] for window in group]))
         for one, logprob in zip(group, engine.logprobs([w.ids for w in group], [w.first for w in group]), strict=True):
             nats -= math.fsum(logprob)
             tokens += len(logprob)
@@ -218,21 +228,25 @@ def tallied(engine: Engine, found: Iterable[Window], vocab_size: int | None) -> 
     return tally
 
 
-def _rows(name: str, tallies: Sequence[tuple[str, float | None, Tally]]) -> Iterator[dict[str, Any]]:
-    """Rows of every source that has a name, and of the whole corpus."""
+def _rows(name: str, tallies: Sequence[tuple[str, float | None, Tally]], vocabulary: int | None) -> Iterator[dict[str, Any]]:
+    """Rows of every source that has a name, and of the whole corpus; with a vocabulary against its unigram model too."""
     if not tallies:
         raise UserError(f"the held-out corpus {name!r} has nothing to score", "give it text: at least one document of two tokens")
     for source, _, tally in tallies:
         if source:
             yield from _units(f"{name}/{source}", *tally.per_token, *_bits(tally), tally)
+            yield from _against_unigram(f"{name}/{source}", [(1.0, tally)], vocabulary)
     whole = Tally()
     for _, _, tally in tallies:
         whole.join(tally)
     weights = [weight for _, weight, _ in tallies]
     if any(weight is None for weight in weights):
         yield from _units(name, *whole.per_token, *_bits(whole), whole)
+        yield from _against_unigram(name, [(1.0, whole)], vocabulary)
     else:
-        yield from _units(name, *_mixed([(weight or 0.0, tally) for _, weight, tally in tallies]), whole)
+        weighted = [(weight or 0.0, tally) for _, weight, tally in tallies]
+        yield from _units(name, *_mixed(weighted), whole)
+        yield from _against_unigram(name, weighted, vocabulary)
 
 
 def _units(
@@ -242,6 +256,25 @@ def _units(
     yield {"dataset": dataset, "unit": "nats/token", "value": nats, "stderr": nats_stderr, **sizes}
     if bits is not None:
         yield {"dataset": dataset, "unit": "bits/byte", "value": bits, "stderr": bits_stderr, **sizes}
+
+
+def _against_unigram(dataset: str, weighted: Sequence[tuple[float, Tally]], vocabulary: int | None) -> Iterator[dict[str, Any]]:
+    """Nats a token less those of the unigram model of each source's tokens. The standard error is the loss's: the text is what it is."""
+    if vocabulary is None:
+        return
+    nats, stderr, *_ = _mixed(weighted)
+    total = sum(weight for weight, _ in weighted)
+    unigram = math.fsum(weight / total * unigram_nats(tally.counts, vocabulary) for weight, tally in weighted)
+    sizes = {"tokens": sum(tally.tokens for _, tally in weighted), "bytes": sum(tally.bytes for _, tally in weighted) or None}
+    yield {"dataset": dataset, "unit": "nats/token_vs_unigram", "value": nats - unigram, "stderr": stderr, **sizes}
+
+
+def _added(some: Ints, more: Ints) -> Ints:
+    """Counts by token, of whichever length is the longer."""
+    long, short = (some, more) if len(some) >= len(more) else (more, some)
+    total = long.copy()
+    total[: len(short)] += short
+    return total
 
 
 def _bits(tally: Tally) -> tuple[float | None, float | None]:

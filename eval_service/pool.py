@@ -61,7 +61,7 @@ def seats_to_release(idle_s: Sequence[float], seats: int, least: int, release_af
 
 
 class ScoringPool:
-    """Offer checkpoints as often as you like; each missing (checkpoint, task) is scored once. `add` takes any assignment.
+    """Offer checkpoints as often as you like; each missing (checkpoint, task, format) is scored once. `add` takes any assignment.
 
     `options` are `ray.remote` options of one actor (`losslens.cluster.slots.Slots.scorer_options`); by default an
     `eval_slot`. There are never more than `actors`, and never fewer than `least`; those idle for `release_after_s` seconds
@@ -98,7 +98,7 @@ class ScoringPool:
     def offer(self, checkpoints: Iterable[Checkpoint]) -> int:
         """Queue what these checkpoints still lack; how many assignments that added."""
         new = pending(checkpoints, self._done, self._versions)
-        self._done.update((a.checkpoint.checkpoint_id, task, self._versions[task]) for a in new for task in a.tasks)
+        self._done.update((a.checkpoint.checkpoint_id, asked, self._versions[asked]) for a in new for asked in a.tasks)
         self._waiting += new
         self._dispatch()
         return len(new)

@@ -1,14 +1,27 @@
-"""What is asked of checkpoints: tasks, where their data lies, and how many items of each."""
+"""What is asked of checkpoints: tasks and formats, where their data lies, and how many items of each."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from losslens import tasks as task_room
+from losslens.specs.study import task_and_format
 from losslens.tasks import DeclaredTask
 from losslens.tasks.requests import BuiltTask
+
+
+class Asked(NamedTuple):
+    """A task in one of its formats: what is scored once."""
+
+    task: str
+    format: str
+
+    def __str__(self) -> str:
+        return f"{self.task}:{self.format}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +34,25 @@ class Questions:
     seed: int = 0
     seq_len: int | None = None
 
-    def build(self) -> dict[str, list[BuiltTask]]:
-        """Every task in each of its formats.
+    def build(self) -> dict[Asked, BuiltTask]:
+        """All that is asked.
 
         Raises:
-            UserError: an unknown task, or data that is missing or malformed.
+            UserError: an unknown task or format, or data that is missing or malformed.
         """
-        names = [task.name if isinstance(task, DeclaredTask) else task for task in self.tasks]
-        return {name: self.of(name) for name in names}
+        return {Asked(built.task, built.format): built for task in self.tasks for built in self._of(task)}
 
-    def of(self, task: str) -> list[BuiltTask]:
-        """One task, asked as these questions are, in each of its formats; built once in a process."""
-        declared = (given for given in self.tasks if isinstance(given, DeclaredTask) and given.name == task)
-        return _built(next(declared, task), self.data, self.limit, self.seed, self.seq_len)
+    def of(self, asked: Asked) -> BuiltTask:
+        """A task in a format, asked as these questions are; built once in a process."""
+        tasks = [task for task in self.tasks if _name(task) == asked.task]
+        return next(built for task in tasks for built in self._of(task) if built.format == asked.format)
+
+    def _of(self, task: str | DeclaredTask) -> list[BuiltTask]:
+        return _built(task, self.data, self.limit, self.seed, self.seq_len)
+
+
+def _name(task: str | DeclaredTask) -> str:
+    return task.name if isinstance(task, DeclaredTask) else task_and_format(task)[0]
 
 
 @lru_cache(maxsize=64)
@@ -41,6 +60,6 @@ def _built(task: str | DeclaredTask, data: str | None, limit: int | None, seed: 
     return task_room.build(task, data=Path(data) if data else None, limit=limit, seed=seed, seq_len=seq_len)
 
 
-def versions(built: dict[str, list[BuiltTask]]) -> dict[str, int]:
-    """Task names and their versions, which all formats of a task share."""
-    return {name: formats[0].version for name, formats in built.items()}
+def versions(built: Mapping[Asked, BuiltTask]) -> dict[Asked, int]:
+    """The versions of what is asked; all formats of a task share one."""
+    return {asked: task.version for asked, task in built.items()}

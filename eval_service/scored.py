@@ -1,4 +1,4 @@
-"""Which (checkpoint, task, version) has been scored, kept up to date without reading any part twice.
+"""Which (checkpoint, task, format, version) has been scored, kept up to date without reading any part twice.
 
 Parts are immutable, so a process that asks again and again, as the HTTP front does, reads the new ones only.
 """
@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eval_service.backlog import Done
+from eval_service.questions import Asked
 from losslens.errors import DataMismatch
 
-_COLUMNS = ("checkpoint_id", "task", "task_version", "n", "engine")
+_COLUMNS = ("checkpoint_id", "task", "format", "task_version", "n", "engine")
 
 
 class ScoredSoFar:
@@ -58,5 +59,5 @@ class ScoredSoFar:
     def _count(self, rows: Iterable[Any]) -> None:
         for row in rows:
             if (row.get("engine") or "").startswith(self._engine):
-                done = (row["checkpoint_id"], row["task"], row.get("task_version"))
+                done = (row["checkpoint_id"], Asked(row["task"], row.get("format")), row.get("task_version"))
                 self._items[done] = max(self._items.get(done, 0), row.get("n") or 0)

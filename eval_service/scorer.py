@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from eval_service.admission import admit
 from eval_service.backlog import Assignment, Done
 from eval_service.checkpoints import read_ahead, read_config
-from eval_service.choose import available, choose
+from eval_service.choose import available, choose, instead
 from eval_service.engine import Engine
-from eval_service.questions import Questions, versions
+from eval_service.questions import Asked, Questions, versions
 from eval_service.score import score_checkpoint
 from losslens.errors import LosslensError, UserError
 from losslens.results import Results
@@ -38,7 +38,7 @@ class Finished:
     """How an assignment ended. Without an `error` its rows are stored; `engine` is the name stored with them."""
 
     checkpoint_id: str
-    tasks: tuple[str, ...]
+    tasks: tuple[Asked, ...]
     engine: str = ""
     reason: str = ""
     seconds: float = 0.0
@@ -64,9 +64,10 @@ class Scorer:
     def __init__(self, results: Path, questions: Questions, engine: str, roots: Sequence[Path] | None = None) -> None:
         self._results, self._questions, self._asked, self._roots = Results(results), questions, engine, roots
         self._engines: dict[str, Engine] = {}
+        self._instead: dict[tuple[str, str], tuple[str, str]] = {}  # by engine and shape: what serves where that engine does not
 
-    def versions(self) -> dict[str, int]:
-        """Task names and their present versions."""
+    def versions(self) -> dict[Asked, int]:
+        """What is asked, in its present versions."""
         return versions(self._questions.build())
 
     def score(self, assignment: Assignment, following: str | None = None) -> Finished:
@@ -80,16 +81,16 @@ class Scorer:
         try:
             directory = Path(checkpoint.path) if self._roots is None else admit(checkpoint.path, self._roots)
             short, reason = ("fake", "asked for") if self._asked == "fake" else choose(self._asked, read_config(directory), available())
-            engine = self._engine(short)
-            name = engine.name
             loading = time.monotonic()
-            engine.load(directory)
+            name = self._engine(short).name
+            engine, reason = self._loaded(short, reason, directory, checkpoint.shape)
+            name = engine.name
             load_seconds = time.monotonic() - loading
             logger.info("%s is scored by %s: %s", checkpoint.checkpoint_id, name, reason)
             if following:
                 read_ahead(Path(following))
             questions = assignment.questions or self._questions
-            tasks = [built for task in assignment.tasks for built in questions.of(task)]
+            tasks = [questions.of(asked) for asked in assignment.tasks]
             rows = score_checkpoint(engine, checkpoint.checkpoint_id, tasks, datetime.now(UTC))
             # Samples first: a checkpoint counts as scored by its scores, so a kill in between loses nothing.
             self._results.write("samples", rows.samples)
@@ -121,20 +122,35 @@ class Scorer:
 
         return measure_into(self._results, checkpoint_id, engine, directory, corpus)
 
+    def _loaded(self, short: str, reason: str, directory: Path, shape: str) -> tuple[Engine, str]:
+        """The engine that holds the directory, and why it is this one. What an engine has refused of a shape it is not asked again."""
+        short, reason = self._instead.get((short, shape), (short, reason))
+        try:
+            self._engine(short).load(directory)
+        except LosslensError as error:
+            other = instead(self._asked, short, error)
+            if other is None:
+                raise
+            self._engine(other[0]).load(directory)  # a fault of the files comes again
+            self._instead[short, shape] = other
+            return self._engine(other[0]), other[1]
+        return self._engine(short), reason
+
     def _engine(self, short: str) -> Engine:
         if short not in self._engines:
             self._engines[short] = open_engine(short)
         return self._engines[short]
 
 
-def require_unchanged(results: Path, wanted: Mapping[str, int]) -> None:
-    """No declared task of `wanted` (names and versions) has other content than what was scored under its version.
+def require_unchanged(results: Path, asked: Mapping[Asked, int]) -> None:
+    """No declared task of those that are `asked` (with versions) has other content than what was scored under its version.
 
     Raises:
         UserError: naming the task; its scores would be mixed up with those of another.
     """
     if not any((results / "parts" / "scores").glob("*.parquet")):
         return
+    wanted = {task: version for (task, _), version in asked.items()}
     stored = Results(results).query(f"SELECT task, list(DISTINCT task_version) AS versions FROM scores WHERE {_OURS} GROUP BY task")
     for row in stored.to_pylist():
         if row["task"] in wanted and (number := outdated_by(wanted[row["task"]], [v for v in row["versions"] if v is not None])):
@@ -150,9 +166,9 @@ def already_scored(results: Path, engine: str = "auto") -> set[Done]:
         return set()
     pattern = "%" if engine == "auto" else f"{engine}%"
     rows = Results(results).query(
-        f"SELECT DISTINCT checkpoint_id, task, task_version FROM scores WHERE engine LIKE ? AND {_OURS}", (pattern,)
+        f"SELECT DISTINCT checkpoint_id, task, format, task_version FROM scores WHERE engine LIKE ? AND {_OURS}", (pattern,)
     )
-    return {(row["checkpoint_id"], row["task"], row["task_version"]) for row in rows.to_pylist()}
+    return {(row["checkpoint_id"], Asked(row["task"], row["format"]), row["task_version"]) for row in rows.to_pylist()}
 
 
 def open_engine(short: str) -> Engine:

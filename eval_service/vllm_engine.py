@@ -68,7 +68,7 @@ def serves(config: Mapping[str, Any], gpu: bool = False) -> str | None:
     """Why vLLM does not serve a model with this config.json, or None when nothing is known against it."""
     heads = config.get("num_attention_heads")
     if not heads or not config.get("hidden_size"):
-        return "its config names no hidden size or attention heads"
+        return "its config names no attention heads"
     head_size = config.get("head_dim") or config["hidden_size"] // heads
     if not gpu and head_size not in CPU_HEAD_SIZES:
         return f"vLLM's CPU attention has no head size {head_size}"

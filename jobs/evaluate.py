@@ -170,8 +170,8 @@ class _Evaluation:
             )
         return Results(self._root).query(
             "SELECT checkpoint_id, task, format, shots, metric, value, stderr, n, chance, engine FROM scores "
-            "WHERE list_contains($1, checkpoint_id) AND list_contains($2, task) ORDER BY ALL",
-            [sorted(self.seen), list(self._versions)],
+            "WHERE list_contains($1, checkpoint_id) AND list_contains($2, task || ':' || format) ORDER BY ALL",
+            [sorted(self.seen), [str(asked) for asked in self._versions]],
         )
 
     def close(self) -> None:

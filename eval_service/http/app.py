@@ -33,7 +33,7 @@ from losslens.results import Results
 
 THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "::1"})
 _SCORES = "SELECT task, task_version, format, shots, metric, value, stderr, n, chance, higher_is_better, engine, scored_at FROM scores "
-_SCORES += "WHERE checkpoint_id = $1 AND list_contains($2, task) ORDER BY ALL"
+_SCORES += "WHERE checkpoint_id = $1 AND (list_contains($2, task) OR list_contains($2, task || ':' || format)) ORDER BY ALL"
 
 
 class Submission(BaseModel):
@@ -41,7 +41,10 @@ class Submission(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     checkpoint: Annotated[str, Field(min_length=1, max_length=4096, description="Directory of a Hugging Face model, seen by the service.")]
-    tasks: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=100)]
+    tasks: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=200)]],
+        Field(min_length=1, max_length=100, description="Names; TASK:FORMAT asks a task in that format alone, TASK in each it has."),
+    ]
     limit: Annotated[int | None, Field(ge=2, le=10_000_000)] = None
 
 
@@ -52,8 +55,8 @@ class Accepted(BaseModel):
 
 
 class Shown(BaseModel):
-    """An evaluation. `attempts`: how often it was begun. `reused`: tasks that had been scored before, and on how many items;
-    they are not scored again, whatever `limit` says."""
+    """An evaluation. `attempts`: how often it was begun. `reused`: what had been scored before, written TASK:FORMAT, and on how many
+    items; it is not scored again, whatever `limit` says."""
 
     id: str
     state: State

@@ -192,7 +192,7 @@ class Dispatcher:
             if not isinstance(move, Due):
                 self._settle(evaluation, done(evaluation, checkpoint_id, None, move.reused, time.time()))
                 continue
-            questions = self._catalogue.asked(move.missing, evaluation.limit, found.seq_len)
+            questions = self._catalogue.asked(evaluation.tasks, evaluation.limit, found.seq_len)
             assignment = Assignment(found.checkpoint, move.missing, questions)
             self._given[checkpoint_id] = _Given(evaluation, assignment, found, dict(move.reused))
             self._pool.add(assignment)

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from eval_service.backlog import Done
 from eval_service.engine import EngineDied
+from eval_service.questions import Asked
 from eval_service.scorer import Finished
 from losslens.errors import EnvironmentFailure, LosslensError, UserError
 
@@ -34,7 +35,8 @@ ENDED = (State.done, State.failed, State.cancelled)
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Times are seconds since 1970. `attempts` counts starts; `reused` maps tasks that had been scored before to their items."""
+    """Times are seconds since 1970. `attempts` counts starts; `reused` maps what had been scored before, written TASK:FORMAT, to
+    its items."""
 
     evaluation_id: str
     checkpoint: str
@@ -137,26 +139,31 @@ class Due:
     """To be scored now, on `missing`; `reused` as in `Evaluation`."""
 
     evaluation_id: str
-    missing: tuple[str, ...]
+    missing: tuple[Asked, ...]
     reused: Mapping[str, int]
 
 
 def due(
-    waiting: Sequence[tuple[Evaluation, str]], busy: Collection[str], scored: Mapping[Done, int], versions: Mapping[str, int]
+    waiting: Sequence[tuple[Evaluation, str]],
+    busy: Collection[str],
+    scored: Mapping[Done, int],
+    versions: Mapping[str, Mapping[Asked, int]],
 ) -> list[Settled | Due]:
     """What to do with evaluations that wait, each given with its checkpoint_id.
 
     `busy` are checkpoints that somebody scores: one evaluation of a checkpoint at a time, so that no task is scored twice.
-    `scored` maps what is stored to the number of items it was scored on; `versions` are those of all tasks asked for.
+    `scored` maps what is stored to the number of items it was scored on; `versions` are those of everything that a task asked
+    for, as it is written there, stands for.
     """
     moves: list[Settled | Due] = []
     taken = set(busy)
     for evaluation, checkpoint_id in sorted(waiting, key=lambda pair: urgency(pair[0])):
         if checkpoint_id in taken:
             continue
-        known = {task: scored.get((checkpoint_id, task, versions[task])) for task in evaluation.tasks}
-        reused = {task: items for task, items in known.items() if items is not None}
-        missing = tuple(task for task in evaluation.tasks if task not in reused)
+        wanted = {asked: version for task in evaluation.tasks for asked, version in versions[task].items()}
+        known = {asked: scored.get((checkpoint_id, asked, version)) for asked, version in wanted.items()}
+        reused = {str(asked): items for asked, items in known.items() if items is not None}
+        missing = tuple(asked for asked, items in known.items() if items is None)
         if missing:
             taken.add(checkpoint_id)
             moves.append(Due(evaluation.evaluation_id, missing, reused))

@@ -14,13 +14,14 @@ quickest of four batch sizes.
     mmlu-letter        the same in `letter`
     mmlu-letter-drawn  five shots, `letter`, a third of --items drawn from all subjects, as --limit draws them
     prefill            our vLLM engine on HellaSwag against a vLLM that only reads the same options
-    checkpoints        50 checkpoints x 6 tasks x 200 items: `losslens evaluate` against one `lm_eval` process a checkpoint, of
-                       which three are measured and scaled. Ours scores each choice task in two formats, lm-eval in one.
+    checkpoints        50 checkpoints x 6 tasks x 200 items, in the format in which lm-eval asks each: `losslens evaluate` against
+                       one `lm_eval` process a checkpoint, of which three are measured and scaled
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -34,6 +35,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 THREADS = "2"
 os.environ.update({"OMP_NUM_THREADS": THREADS, "RAYON_NUM_THREADS": THREADS, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
@@ -64,7 +66,15 @@ TARGETS = {
     ("prefill", "vLLM reading", ""): 0.9,
     ("checkpoints", LOOP, ""): 10.0,
 }
-LOOP_TASKS = ("hellaswag", "winogrande", "piqa", "arc_challenge", "lambada", "mmlu")
+# The format in which lm-eval's task of that name asks.
+LOOP_TASKS = {
+    "hellaswag": "text",
+    "winogrande": "pair",
+    "piqa": "text",
+    "arc_challenge": "text",
+    "lambada": "open",
+    "mmlu": "letter",
+}
 LOOP_MEASURED, LOOP_BATCH = 3, 32
 HEAD = (
     f"{'size':6}{'row':19}{'ours':7}{'items/s first':>14}{'options/s':>11}{'next':>8}"
@@ -260,16 +270,32 @@ def checkpoint_row(folder: Path, tokenizer: Path, given: argparse.Namespace) -> 
         return
     directories = sides.checkpoints(folder / "run", "2.8M", tokenizer, given.checkpoints)
     names = [loop_task(folder, given.data, task, given.loop_items) for task in LOOP_TASKS]
-    loop = [seconds_of(lm_eval_command(folder, directory, names)) for directory in directories[: LOOP_MEASURED + 1]][1:]
+    loop = [seconds_of(lm_eval_command(folder, directory, names))[0] for directory in directories[: LOOP_MEASURED + 1]][1:]
     each = statistics.median(loop)  # the first filled lm-eval's cache of data
-    whole = seconds_of(
-        [sys.executable, "-m", "jobs.cli", "evaluate", str(folder / "run"), "--tasks", ",".join(LOOP_TASKS)]
+    whole, scores = seconds_of(
+        [sys.executable, "-m", "jobs.cli", "evaluate", str(folder / "run"), "--tasks", ",".join(map(":".join, LOOP_TASKS.items()))]
         + ["--data", str(folder / "data"), "--results", str(folder / "results"), "--format", "json"]
     )
+    require_equal_scores(folder, names, json.loads(scores), given.loop_items)
     scaled = each * len(directories)
     print(f"checkpoints: {len(directories)} of 2.8M x {len(LOOP_TASKS)} tasks x {given.loop_items} items")
     print(f"    losslens evaluate {whole:,.0f} s; lm_eval (hf, batch size {LOOP_BATCH}) {each:.1f} s a process,")
     print(f"    median of {len(loop)}, scaled to {scaled:,.0f} s; ratio {scaled / whole:.1f}, wanted{wanted('checkpoints', LOOP, '')}")
+
+
+def require_equal_scores(folder: Path, names: Sequence[str], ours: Sequence[dict[str, Any]], items: int) -> None:
+    """Both sides found as many right answers on the checkpoints that both scored, but for an item whose options are all but equal."""
+    right = [row for row in ours if row["metric"] in ("acc", "exact_match")]
+    found = {(row["checkpoint_id"].split("/")[-1].rpartition("-")[0], row["task"]): row for row in right}  # RUN/step-N-HASH
+    files = sorted((folder / "lm_eval_results").rglob("results_*.json"))
+    assert files, "lm_eval wrote no results"
+    for file in files:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        step = told["model_name"].rstrip("/").split("/")[-1]
+        for task, name in zip(LOOP_TASKS, names, strict=True):
+            row, theirs = found[step, task], told["results"][name]["acc,none"]
+            assert row["n"] == told["n-samples"][name]["effective"] <= items
+            assert abs(row["value"] - theirs) < 1.5 / row["n"], f"{step}: {task} {row['value']} here, {theirs} there"
 
 
 def loop_task(folder: Path, data: Path, task: str, items: int) -> str:
@@ -289,12 +315,12 @@ def lm_eval_command(folder: Path, checkpoint: Path, names: Sequence[str]) -> lis
     ]
 
 
-def seconds_of(command: Sequence[str]) -> float:
-    """Wall-clock seconds of a process that succeeds."""
+def seconds_of(command: Sequence[str]) -> tuple[float, str]:
+    """Wall-clock seconds of a process that succeeds, and what it printed."""
     began = time.perf_counter()
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return time.perf_counter() - began
+    return time.perf_counter() - began, done.stdout
 
 
 if __name__ == "__main__":

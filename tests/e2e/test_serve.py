@@ -132,7 +132,7 @@ def test_real_models_and_what_is_no_model(serve: Callable[..., Service], tmp_pat
     assert status == 200
     assert {(score["task"], score["n"]) for score in scores} == {("skill_copy", 4), ("next_char", 4)}
     again = service.ended(service.submit(good, ["skill_copy"], limit=9))
-    assert (again["state"], again["attempts"], again["reused"]) == ("done", 0, {"skill_copy": 4})
+    assert (again["state"], again["attempts"], again["reused"]) == ("done", 0, {"skill_copy:open": 4})
     assert service.end(signal.SIGTERM) == 0
     assert "Traceback" not in service.log()
     with contextlib.suppress(psutil.NoSuchProcess):

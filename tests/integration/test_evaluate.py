@@ -89,6 +89,34 @@ def test_watch_scores_what_appears_until_it_is_interrupted(tmp_path: Path, monke
     assert found == ["tiny/step-00000001", "tiny/step-00000002"]
 
 
+def test_one_format_and_then_all(tmp_path: Path, losslens: Callable[..., CompletedProcess[str]]) -> None:
+    directory, data = tiny_model(tmp_path / "model"), tmp_path / "data" / "piqa"
+    data.mkdir(parents=True)
+    rows = [{"query": f"Question: What has {n} legs?", "choices": ["a bird", "a spider"], "gold": n % 2} for n in range(6)]
+    (data / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    results = tmp_path / "results"
+
+    def scored(*tasks: str, limit: int) -> set[tuple[str, int]]:
+        rows = evaluate(str(directory), tasks, "torch", limit, False, results, data.parent).to_pylist()
+        return {(row["format"], row["n"]) for row in rows}
+
+    assert scored("piqa:text", limit=4) == {("text", 4)}
+    assert scored("piqa", limit=5) == {("text", 4), ("letter", 5)}
+    stored = sorted((results / "parts" / "scores").glob("*.parquet"))
+    assert scored("piqa:letter", "piqa:text", limit=6) == {("text", 4), ("letter", 5)}
+    assert sorted((results / "parts" / "scores").glob("*.parquet")) == stored
+    twice = "SELECT checkpoint_id FROM parts.scores GROUP BY checkpoint_id, task, task_version, format, metric HAVING count(*) > 1"
+    assert Results(results).query(twice).num_rows == 0
+    Results(results).compact()
+    assert scored("piqa", limit=6) == {("text", 4), ("letter", 5)}
+    assert scored("piqa:letter", limit=6) == {("letter", 5)}
+
+    refused = losslens("evaluate", directory, "--tasks", "piqa:pair", "--data", data.parent, "--results", results)
+    assert refused.returncode == 2
+    assert "the task `piqa` has no format `pair`" in refused.stderr
+    assert "write piqa:letter or piqa:text" in refused.stderr
+
+
 def test_the_command_line(tmp_path: Path, losslens: Callable[..., CompletedProcess[str]]) -> None:
     directory = tiny_model(tmp_path / "model")
     with (directory / "model.safetensors").open("r+b") as file:

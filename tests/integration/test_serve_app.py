@@ -115,6 +115,8 @@ def test_what_has_ended_cannot_be_cancelled(here: tuple[Front, Ask], tmp_path: P
         ({"tasks": ["mine.yaml"]}, 422, "there is no task 'mine.yaml'"),
         ({"tasks": ["/etc/passwd"]}, 422, "there is no task"),
         ({"tasks": ["mmlu"]}, 422, "needs task data"),
+        ({"tasks": ["skill_copy:text"]}, 422, "the task `skill_copy` has no format `text`"),
+        ({"tasks": ["mine.yaml:text"]}, 422, "there is no task 'mine.yaml'"),
         ({"tasks": []}, 422, "tasks: List should have at least 1 item"),
         ({"tasks": ["skill_copy"] * 101}, 422, "tasks: List should have at most 100 items"),
         ({"limit": 1}, 422, "limit: Input should be greater than or equal to 2"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -49,13 +50,13 @@ def small_ray() -> Iterator[None]:
 class Desk:
     """A dispatcher whose steps the test takes, and what a client would see of it."""
 
-    def __init__(self, folder: Path, ledger: Ledger, **settings: Any) -> None:
+    def __init__(self, folder: Path, ledger: Ledger, data: Path | None = None, **settings: Any) -> None:
         self.models, self.results, self.ledger = folder / "models", folder / "results", ledger
         self.models.mkdir(exist_ok=True)
         given: dict[str, Any] = {"actors": 1, "options": {"num_cpus": 0.1}} | settings
         self.pool = ScoringPool(self.results, Questions(()), "fake", attempts=1, roots=[self.models], **given)
         self.metrics = Metrics()
-        catalogue = Catalogue(Questions(()))
+        catalogue = Catalogue(Questions((), str(data) if data else None))
         self.dispatcher = Dispatcher(
             ledger, self.pool, catalogue, self.results, [self.models], engine="fake", metrics=self.metrics, say=print
         )
@@ -146,7 +147,7 @@ def test_equal_requests_are_scored_once_and_a_cancelled_one_stops(desk: Callable
     first, second, more = here.submit("twice"), here.submit("twice"), here.submit("twice", ("skill_sort", "skill_copy"))
     here.until(lambda: here.ended(first, second, more))
     assert [here.shown(evaluation_id).attempts for evaluation_id in (first, second, more)] == [1, 0, 1]
-    assert list(here.shown(more).reused) == ["skill_copy"]
+    assert list(here.shown(more).reused) == ["skill_copy:open"]
     rows = Results(here.results).query("SELECT task, metric, count(*) AS n FROM parts.scores GROUP BY ALL").to_pylist()
     assert {row["task"] for row in rows} == {"skill_copy", "skill_sort"}
     assert {row["n"] for row in rows} == {1}
@@ -162,6 +163,24 @@ def test_equal_requests_are_scored_once_and_a_cancelled_one_stops(desk: Callable
     assert here.pool.unfinished == 0
     here.until(lambda: here.pool.scorers == 0)  # idle for long enough
     assert Results(here.results).query("SELECT count(DISTINCT checkpoint_id) AS n FROM scores").to_pylist() == [{"n": 1}]
+
+
+def test_a_format_alone_and_then_all_of_the_task(desk: Callable[..., Desk], tmp_path: Path) -> None:
+    rows = [{"query": f"Question: What has {n} legs?", "choices": ["a bird", "a spider"], "gold": n % 2} for n in range(4)]
+    (tmp_path / "data" / "piqa").mkdir(parents=True)
+    (tmp_path / "data" / "piqa" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    here = desk(data=tmp_path / "data")
+    fake_model(here.models / "a")
+    text, whole, again = (here.submit("a", tasks) for tasks in (("piqa:text",), ("piqa",), ("piqa:letter", "piqa")))
+    here.until(lambda: here.ended(text, whole, again))
+    assert [here.shown(evaluation_id).attempts for evaluation_id in (text, whole, again)] == [1, 1, 0]
+    assert [here.shown(evaluation_id).reused for evaluation_id in (text, whole, again)] == [
+        {},
+        {"piqa:text": 4},
+        {"piqa:letter": 4, "piqa:text": 4},
+    ]
+    found = Results(here.results).query("SELECT format, metric, count(*) AS n FROM parts.scores GROUP BY ALL").to_pylist()
+    assert {(row["format"], row["n"]) for row in found} == {("text", 1), ("letter", 1)}
 
 
 def test_a_drain_lets_what_runs_end_and_keeps_what_waits(desk: Callable[..., Desk]) -> None:

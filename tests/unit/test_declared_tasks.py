@@ -332,7 +332,7 @@ def test_a_declared_task_travels_to_other_processes(tmp_path: Path) -> None:
     for file in tmp_path.iterdir():
         file.unlink()
     there: Questions = pickle.loads(carried)
-    assert there.build().keys() == {"sums", "skill_copy"}
+    assert there.build().keys() == {("sums", "open"), ("skill_copy", "open")}
     assert versions(there.build()) == versions(questions.build())
     (tmp_path / "weights").mkdir()
     scorer = Scorer(tmp_path / "results", there, "fake")

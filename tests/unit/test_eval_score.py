@@ -11,7 +11,7 @@ import pytest
 from eval_service.backlog import Assignment
 from eval_service.checkpoints import Checkpoint
 from eval_service.fake import FakeEngine
-from eval_service.questions import Questions
+from eval_service.questions import Asked, Questions
 from eval_service.score import score_checkpoint
 from eval_service.scorer import Scorer, already_scored
 from losslens.errors import UserError
@@ -20,6 +20,7 @@ from losslens.results.tables import SAMPLES, SCORES
 from losslens.tasks.requests import BuiltTask, Generate, Item, LogLikelihood
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+COPY = Asked("skill_copy", "open")
 ITEMS = tuple(
     Item(
         str(i),
@@ -86,10 +87,10 @@ def test_a_scorer_stores_and_says_what_it_did(tmp_path: Path) -> None:
     scorer = Scorer(tmp_path / "results", Questions(("skill_copy", "next_char"), limit=5), "fake")
     (tmp_path / "weights").mkdir()
     assert already_scored(tmp_path / "results") == set()
-    record = scorer.score(Assignment(Checkpoint("run/step-1", str(tmp_path / "weights")), ("skill_copy",)))
+    record = scorer.score(Assignment(Checkpoint("run/step-1", str(tmp_path / "weights")), (COPY,)))
     assert (record.error, record.engine, record.reason) == (None, "fake", "asked for")
     versions = scorer.versions()
-    assert already_scored(tmp_path / "results") == {("run/step-1", "skill_copy", versions["skill_copy"])}
+    assert already_scored(tmp_path / "results") == {("run/step-1", COPY, versions[COPY])}
     assert already_scored(tmp_path / "results", "torch") == set()
     found = Results(tmp_path / "results").query("SELECT count(*) AS n FROM samples").to_pylist()
     assert found == [{"n": 5}]
@@ -97,7 +98,7 @@ def test_a_scorer_stores_and_says_what_it_did(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_cannot_be_loaded_is_part_of_the_answer(tmp_path: Path) -> None:
     scorer = Scorer(tmp_path / "results", Questions(("skill_copy",), limit=5), "fake")
-    record = scorer.score(Assignment(Checkpoint("run/step-1", str(tmp_path / "nowhere")), ("skill_copy",)))
+    record = scorer.score(Assignment(Checkpoint("run/step-1", str(tmp_path / "nowhere")), (COPY,)))
     assert isinstance(record.error, UserError)
     assert already_scored(tmp_path / "results") == set()
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval_service.admission import OutsideRoots, admit
+from eval_service.backlog import Done
 from eval_service.engine import EngineDied
 from eval_service.http.evaluations import (
     ENDED,
@@ -33,10 +34,12 @@ from eval_service.http.evaluations import (
 )
 from eval_service.http.security import Token, is_loopback, read_token, require_token
 from eval_service.pool import seats_to_release
+from eval_service.questions import Asked
 from eval_service.scorer import Finished
 from losslens.errors import DataMismatch, EnvironmentFailure, UserError
 from tests.serving import fake_model
 
+COPY, SORT, SORT_BY_LETTER = Asked("copy", "open"), Asked("sort", "text"), Asked("sort", "letter")
 QUEUED = Evaluation("e1", "/models/a", ("copy", "sort"), None, 10.0)
 RUNNING = started(QUEUED, "run/a", 11.0)
 BROKEN = DataMismatch("it is damaged", "copy it again")
@@ -88,7 +91,7 @@ def test_what_has_ended_stays_so(state: State) -> None:
 
 
 def test_what_the_pool_answers() -> None:
-    finished = Finished("run/a", ("copy",), engine="torch/float32")
+    finished = Finished("run/a", (COPY,), engine="torch/float32")
     assert after(RUNNING, finished, {"sort": 4}, 12.0) == done(RUNNING, "run/a", "torch/float32", {"sort": 4}, 12.0)
     damaged = after(RUNNING, replace(finished, error=BROKEN), {}, 12.0)
     assert (damaged.state, damaged.error, damaged.remedy) == (State.failed, "it is damaged", "copy it again")
@@ -101,41 +104,49 @@ def named(number: int, tasks: tuple[str, ...] = ("copy",), attempts: int = 0) ->
     return Evaluation(f"e{number}", "/models/a", tasks, None, float(number), attempts=attempts)
 
 
-VERSIONS = {"copy": 1, "sort": 2}
+VERSIONS = {"copy": {COPY: 1}, "sort": {SORT: 2, SORT_BY_LETTER: 2}, "sort:text": {SORT: 2}}
 
 
 def test_one_evaluation_of_a_checkpoint_at_a_time_the_others_wait() -> None:
     first, second, other = named(1), named(2), named(3)
     waiting = [(second, "a"), (other, "b"), (first, "a")]
-    assert due(waiting, (), {}, VERSIONS) == [Due("e1", ("copy",), {}), Due("e3", ("copy",), {})]
-    assert due(waiting, {"a"}, {}, VERSIONS) == [Due("e3", ("copy",), {})]
+    assert due(waiting, (), {}, VERSIONS) == [Due("e1", (COPY,), {}), Due("e3", (COPY,), {})]
+    assert due(waiting, {"a"}, {}, VERSIONS) == [Due("e3", (COPY,), {})]
 
 
 def test_what_is_stored_in_its_present_version_is_not_scored_again() -> None:
-    both = named(1, ("copy", "sort"))
-    assert due([(both, "a")], (), {("a", "copy", 1): 7, ("a", "sort", 1): 9}, VERSIONS) == [Due("e1", ("sort",), {"copy": 7})]
-    assert due([(both, "a")], (), {("a", "copy", 1): 7, ("a", "sort", 2): 9}, VERSIONS) == [Settled("e1", {"copy": 7, "sort": 9})]
-    assert due([(both, "b")], (), {("a", "copy", 1): 7}, VERSIONS) == [Due("e1", ("copy", "sort"), {})]
+    both = named(1, ("copy", "sort:text"))
+    assert due([(both, "a")], (), {("a", COPY, 1): 7, ("a", SORT, 1): 9}, VERSIONS) == [Due("e1", (SORT,), {"copy:open": 7})]
+    stored = {("a", COPY, 1): 7, ("a", SORT, 2): 9}
+    assert due([(both, "a")], (), stored, VERSIONS) == [Settled("e1", {"copy:open": 7, "sort:text": 9})]
+    assert due([(both, "b")], (), {("a", COPY, 1): 7}, VERSIONS) == [Due("e1", (COPY, SORT), {})]
+
+
+def test_a_format_is_stored_or_missing_by_itself() -> None:
+    stored = {("a", SORT, 2): 9}
+    assert due([(named(1, ("sort",)), "a")], (), stored, VERSIONS) == [Due("e1", (SORT_BY_LETTER,), {"sort:text": 9})]
+    assert due([(named(1, ("sort:text", "sort")), "b")], (), stored, VERSIONS) == [Due("e1", (SORT, SORT_BY_LETTER), {})]
+    assert due([(named(1, ("sort:text",)), "a")], (), {("a", SORT_BY_LETTER, 2): 9}, VERSIONS) == [Due("e1", (SORT,), {})]
 
 
 def test_what_has_killed_a_scorer_waits_behind_all_others() -> None:
     assert [move.evaluation_id for move in due([(named(1, attempts=1), "a"), (named(9), "b")], (), {}, VERSIONS)] == ["e9", "e1"]
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.sets(st.sampled_from(["copy", "sort"]), min_size=1)), max_size=12))
+@given(st.lists(st.tuples(st.integers(0, 4), st.sets(st.sampled_from(sorted(VERSIONS)), min_size=1)), max_size=12))
 def test_handing_out_until_nothing_is_due_scores_each_task_once(asked: list[tuple[int, set[str]]]) -> None:
     waiting = {f"e{n}": (named(n, tuple(sorted(tasks))), f"c{checkpoint}") for n, (checkpoint, tasks) in enumerate(asked)}
-    scored: dict[tuple[str, str, int], int] = {}
-    runs: list[tuple[str, str]] = []
+    scored: dict[Done, int] = {}
+    runs: list[tuple[str, Asked]] = []
     while waiting:
         moves = due(list(waiting.values()), (), scored, VERSIONS)
         assert moves
         for move in moves:
             _, checkpoint_id = waiting.pop(move.evaluation_id)
             if isinstance(move, Due):
-                runs += [(checkpoint_id, task) for task in move.missing]
-                scored.update({(checkpoint_id, task, VERSIONS[task]): 1 for task in move.missing})
-    assert sorted(runs) == sorted({(f"c{checkpoint}", task) for checkpoint, tasks in asked for task in tasks})
+                runs += [(checkpoint_id, missing) for missing in move.missing]
+                scored.update({(checkpoint_id, missing, VERSIONS[missing.task][missing]): 1 for missing in move.missing})
+    assert sorted(runs) == sorted({(f"c{checkpoint}", each) for checkpoint, tasks in asked for task in tasks for each in VERSIONS[task]})
 
 
 @pytest.mark.parametrize(

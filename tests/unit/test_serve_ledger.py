@@ -14,6 +14,7 @@ import pytest
 
 from eval_service.http.evaluations import Evaluation, State, cancelled, done, started
 from eval_service.http.ledger import Ledger
+from eval_service.questions import Asked
 from eval_service.scored import ScoredSoFar
 from losslens.errors import DataMismatch, EnvironmentFailure, UserError
 from losslens.results import Results
@@ -103,8 +104,12 @@ def test_scores_are_known_as_they_appear(tmp_path: Path) -> None:
     for scored in (known, by_fake):
         scored.refresh()
         scored.refresh()
-    assert known.items == {("run/a", "copy", 1): 9, ("run/a", "sort", 1): 9}
-    assert by_fake.items == {("run/a", "sort", 1): 9}
+    assert known.items == {("run/a", Asked("copy", "text"), 1): 9, ("run/a", Asked("sort", "text"), 1): 9}
+    assert by_fake.items == {("run/a", Asked("sort", "text"), 1): 9}
+    Results(tmp_path).write("scores", [row | {"format": "letter", "n": 7}])
+    known.refresh()
+    also = {("run/a", Asked("copy", "letter"), 1)}
+    assert known.items.keys() == by_fake.items.keys() | {("run/a", Asked("copy", "text"), 1)} | also
     (tmp_path / "parts" / "scores" / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataMismatch, match=r"x\.parquet cannot be read"):
         known.refresh()

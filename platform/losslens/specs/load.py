@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 import yaml
 
 from losslens.errors import UserError
 from losslens.specs import dialect
-from losslens.specs.study import TASK_FILES, Part, StudySpec
+from losslens.specs.study import TASK_FILES, Part, StudySpec, task_and_format
 from losslens.specs.validate import validate
 
 _SUFFIX = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
@@ -41,7 +41,7 @@ def load_study(study: str, overrides: Iterable[str] = ()) -> StudySpec:
     raw = _with_task_files(_parse(_text(study), study), Path() if study in bundled() else Path(study).parent)
     for override in overrides:
         _override(raw, override)
-    return validate(_convert(_quantities(_with_task_files(raw, Path()))))
+    return validate(converted(_with_task_files(raw, Path())))
 
 
 def _text(study: str) -> str:
@@ -74,8 +74,12 @@ def _with_task_files(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     evaluation = raw.get("evaluation")
     tasks = evaluation.get("tasks") if isinstance(evaluation, dict) else None
     if isinstance(evaluation, dict) and isinstance(tasks, list):
-        evaluation["tasks"] = [str((folder / t).absolute()) if isinstance(t, str) and t.endswith(TASK_FILES) else t for t in tasks]
+        evaluation["tasks"] = [str((folder / t).absolute()) if isinstance(t, str) and _is_task_file(t) else t for t in tasks]
     return raw
+
+
+def _is_task_file(entry: str) -> bool:
+    return task_and_format(entry)[0].endswith(TASK_FILES)
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -86,30 +90,39 @@ def _override(raw: dict[str, Any], override: str) -> None:
         value = dialect.read(text)
     except yaml.YAMLError as error:
         raise UserError(f"the value of --set {override!r} is not valid YAML", "quote it") from error
+    put(raw, key, value, f"--set {override!r}")
+
+
+def put(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set `a.b.c` in nested mappings and lists. `where` names the place in an error.
+
+    Raises:
+        UserError: a step of the key is a plain value, or no entry of its list.
+    """
     *path, last = key.split(".")
     node: Any = raw
     for step in path:
-        node = _descend(node, step, override)
+        node = _descend(node, step, where)
     if isinstance(node, list):
-        node[_index(node, last, override)] = value
+        node[_index(node, last, where)] = value
     else:
         node[last] = value
 
 
-def _descend(node: Any, step: str, override: str) -> Any:
-    child = node[_index(node, step, override)] if isinstance(node, list) else node.setdefault(step, {})
+def _descend(node: Any, step: str, where: str) -> Any:
+    child = node[_index(node, step, where)] if isinstance(node, list) else node.setdefault(step, {})
     if not isinstance(child, dict | list):
-        raise UserError(f"--set {override!r}: {step} holds a plain value, not further keys", "set it directly")
+        raise UserError(f"{where}: {step} holds a plain value, not further keys", "set it directly")
     return child
 
 
-def _index(node: list[Any], step: str, override: str) -> int:
+def _index(node: list[Any], step: str, where: str) -> int:
     """A list entry by position or by its `name`: `family.sizes.d64.tokens=1M`."""
     for i, item in enumerate(node):
         if str(i) == step or (isinstance(item, dict) and step in (item.get("name"), item.get("generated"))):
             return i
     names = [str(item["name"]) for item in node if isinstance(item, dict) and "name" in item]
-    raise UserError(f"--set {override!r}: there is no entry {step!r} in that list", f"give its position or name: {_nearest(step, names)}")
+    raise UserError(f"{where}: there is no entry {step!r} in that list", f"give its position or name: {_nearest(step, names)}")
 
 
 def _quantities(value: Any, key: str = "") -> Any:
@@ -125,7 +138,13 @@ def _quantities(value: Any, key: str = "") -> Any:
     return value
 
 
-def _convert(raw: dict[str, Any]) -> StudySpec:
+def converted(raw: dict[str, Any]) -> StudySpec:
+    """Plain values as a study.
+
+    Raises:
+        UserError: an unknown key (named with its nearest neighbour), or a value of the wrong type or out of bounds.
+    """
+    raw = _quantities(raw)
     sizes = raw.get("family", {}).get("sizes") if isinstance(raw.get("family"), dict) else None
     for size in sizes if isinstance(sizes, list) else ():
         if isinstance(size, dict) and isinstance(size.get("tokens"), int):
@@ -164,9 +183,19 @@ def _part_at(path: str) -> type[Part]:
 
 
 def _choices_at(path: str) -> Sequence[str]:
-    """The literals that the setting at `training.optimizer.name` may hold."""
+    """The literals that the setting at `training.optimizer.name` may hold, as YAML has them."""
     parent, _, last = path.rpartition(".")
-    return get_args(_field(_part_at(parent), last))
+    return list(_literals(_field(_part_at(parent), last)))
+
+
+def _literals(annotation: Any) -> Iterator[str]:
+    if annotation is bool:
+        yield from ("true", "false")
+    elif get_origin(annotation) is Literal:
+        yield from map(str, get_args(annotation))
+    else:
+        for part in get_args(annotation):
+            yield from _literals(part)
 
 
 def _field(part: type[Part], name: str) -> Any:

@@ -7,7 +7,7 @@ its complaints into one sentence with a remedy. Units: lengths in tokens, batche
 from __future__ import annotations
 
 from sys import float_info
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -18,8 +18,15 @@ Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=float_info.max)]
 Real = Annotated[float, msgspec.Meta(ge=-float_info.max, le=float_info.max)]  # canonical text has no infinity
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Level = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$")]  # part of run_id; `-`, `=` and `,` are between levels
 TASK_FILES = (".yaml", ".yml")  # how a task ends that is a file
-Architecture = Literal["paper", "llama", "gpt_neox"]
+Architecture = Literal["paper", "llama", "gpt_neox", "mixtral", "mamba2"]
+
+
+def task_and_format(entry: str) -> tuple[str, str | None]:
+    """What an entry of `tasks` asks for: a task's name or the file that declares it, and one of its formats (None: each it has)."""
+    task, colon, format = entry.rpartition(":")
+    return (task, format) if colon and not entry.endswith(TASK_FILES) else (entry, None)
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,6 +86,8 @@ class SizeSpec(Part, frozen=True, kw_only=True):
     tokens: tuple[Positive, ...] | None = None
     global_batch: Positive | None = None
     peak_lr: Rate | None = None
+    sharded: bool | None = None  # null: as `cluster.sharded`
+    recompute: bool | None = None  # null: as `cluster.recompute`
 
 
 class FamilySpec(Part, frozen=True, kw_only=True):
@@ -88,7 +97,10 @@ class FamilySpec(Part, frozen=True, kw_only=True):
     sizes: tuple[SizeSpec, ...]
     rope_base: Rate = 10_000.0
     tie_embeddings: bool = False
-    initialisation: Literal["fan_in", "normal"] = "fan_in"  # fan_in: see models/initialise.py; normal: std 0.02
+    initialisation: Literal["fan_in", "normal"] = "fan_in"  # fan_in: see models/build.py; normal: std 0.02
+    experts: Positive = 8  # mixtral: of a layer, each of width d_ffn
+    active_experts: Positive = 2  # mixtral: that a token goes through
+    state_size: Positive = 64  # mamba2: of each of its 2 d_model channels, which the heads share out; d_ffn has no meaning there
 
 
 class OptimizerSpec(Part, frozen=True, kw_only=True):
@@ -156,7 +168,7 @@ class TrainingSpec(Part, frozen=True, kw_only=True):
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     precision: Literal["bf16", "float32"] = "bf16"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"  # auto: on a GPU, and on a CPU where a run is long enough
     checkpoints: CheckpointsSpec = CheckpointsSpec()
     branches: tuple[BranchSpec, ...] = ()
     most_skipped: NonNegative = 10  # updates skipped for a loss or gradient that is not finite; one more ends the run
@@ -182,8 +194,8 @@ class CrossCheckSpec(Part, frozen=True, kw_only=True):
 
 
 class EvaluationSpec(Part, frozen=True, kw_only=True):
-    """What is asked of every checkpoint. A task is a name or a YAML file that declares it, relative to the study file.
-    `data` is a directory of `<task>/{test,dev}.jsonl[.gz]`."""
+    """What is asked of every checkpoint. A task is a name or a YAML file that declares it, relative to the study file;
+    `TASK:FORMAT` asks it in that format alone. `data` is a directory of `<task>/{test,dev}.jsonl[.gz]`."""
 
     tasks: tuple[str, ...]
     engine: Literal["auto", "vllm", "torch"] = "auto"
@@ -205,10 +217,12 @@ class ClusterSpec(Part, frozen=True, kw_only=True):
     keep_states: bool = False  # of every checkpoint, so that branches declared later can leave there
     grow_after: Rate = 3.0  # seconds that a group of workers runs at least before it restarts larger
     gpus_per_worker: NonNegative = 0
+    sharded: bool = False  # a run's matrices, gradients and moments are spread over its workers; see docs/TRAINING.md
+    recompute: bool = False  # blocks are computed again in the backward pass, so that less is kept of the forward pass
 
 
 class StudySpec(Part, frozen=True, kw_only=True):
-    """A whole experiment."""
+    """A whole experiment. `variants`: settings by key, of each level, of each factor; see `losslens.specs.variants`."""
 
     name: Name
     seed: Seed = 0
@@ -218,4 +232,5 @@ class StudySpec(Part, frozen=True, kw_only=True):
     training: TrainingSpec = TrainingSpec()
     evaluation: EvaluationSpec
     cluster: ClusterSpec = ClusterSpec()
+    variants: dict[Level, dict[Level, dict[str, Any]]] = {}
     results: str = "results"

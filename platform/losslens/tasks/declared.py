@@ -22,7 +22,20 @@ from losslens.specs.study import TASK_FILES
 from losslens.tasks.answers import final_number, normalise
 from losslens.tasks.builder import CHOICE_METRICS, OPEN_METRICS, ask_choice, ask_open
 from losslens.tasks.declaration import ChoiceDeclaration, OpenDeclaration, Sheet, convert, nearest, read_sheet
-from losslens.tasks.records import LETTERS, Answer, Choice, ChoiceForm, Generation, Language, OpenForm, Render, lettered, partial, spelled
+from losslens.tasks.records import (
+    LETTERS,
+    Answer,
+    Choice,
+    ChoiceForm,
+    Generation,
+    Language,
+    OpenForm,
+    Render,
+    in_format,
+    lettered,
+    partial,
+    spelled,
+)
 from losslens.tasks.requests import BuiltTask, Format
 from losslens.tasks.rows import read_records
 from losslens.tasks.templates import LARGEST, Field, Record, Template, Unfit, as_text, kind_of, printable
@@ -45,6 +58,10 @@ class DeclaredTask:
     def name(self) -> str:
         """The task's name."""
         return self.form.name
+
+    def only(self, format: str | None) -> DeclaredTask:
+        """The task in one of its formats, of the same version; None: in each. Raises UserError when it has no such format."""
+        return replace(self, form=in_format(self.form, format))
 
     def build(self, limit: int | None, seed: int) -> list[BuiltTask]:
         """The task in each of its formats; see `losslens.tasks.build`."""

@@ -6,12 +6,14 @@ compared by log-likelihood) and `OpenTask` (a free answer). The records themselv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Generic
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
+from losslens.errors import UserError
 from losslens.tasks.requests import Format, Match
 from losslens.tasks.rows import R
+from losslens.tasks.templates import printable
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -140,3 +142,28 @@ class OpenTask(OpenForm, Generic[R]):
     row: type[R]
     example_row: type[R]
     read: Callable[[R], Answer]
+
+
+Form = TypeVar("Form", bound=ChoiceForm | OpenForm)
+
+
+def in_format(form: Form, format: str | None) -> Form:
+    """The form with one of its formats alone; None: all it has.
+
+    Raises:
+        UserError: it has no such format.
+    """
+    if format is None:
+        return form
+    if isinstance(form, OpenForm):
+        require_format(form.name, format, ("open",))
+        return form
+    require_format(form.name, format, tuple(form.formats))
+    return replace(form, formats={known: render for known, render in form.formats.items() if known == format})
+
+
+def require_format(task: str, format: str, there: Sequence[str]) -> None:
+    """Refuse a format that a task does not have, and name those `there`."""
+    if format not in there:
+        choice = " or ".join(f"{task}:{known}" for known in there)
+        raise UserError(f"the task `{task}` has no format `{printable(format)}`", f"write {choice}")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from losslens.errors import UserError
+from losslens.specs.study import task_and_format
 from losslens.tasks import arithmetic, chinese, declared, english, exams, skills
 from losslens.tasks.builder import build_choice, build_open, pick
 from losslens.tasks.declared import DeclaredTask
-from losslens.tasks.records import ChoiceTask, OpenTask
+from losslens.tasks.records import ChoiceTask, OpenTask, in_format, require_format
 from losslens.tasks.requests import BuiltTask
 
 BENCHMARKS: dict[str, ChoiceTask[Any] | OpenTask[Any]] = {
@@ -28,29 +29,34 @@ def names() -> tuple[str, ...]:
 
 def resolve(tasks: Iterable[str]) -> tuple[str | DeclaredTask, ...]:
     """What `build` takes, for tasks as users name them: a name stays one, the path of a YAML file becomes the task it declares.
+    Either may end in `:` and a format.
 
     Raises:
-        UserError: a declaration that does not hold (see `declared.read`), or two tasks of one name.
+        UserError: a declaration that does not hold (see `declared.read`), a format it does not have, or two tasks of one name.
     """
-    resolved: dict[str, str | DeclaredTask] = {}
-    for task in dict.fromkeys(tasks):
-        found = declared.read(Path(task).expanduser()) if declared.is_declared(task) else task
-        name = task if isinstance(found, str) else found.name
-        if name in resolved or (not isinstance(found, str) and name in names()):
+    resolved: list[str | DeclaredTask] = []
+    files: dict[str, DeclaredTask] = {}
+    called: dict[str, str] = {}  # a task's name: what asks for it
+    for entry in dict.fromkeys(tasks):
+        task, format = task_and_format(entry)
+        if declared.is_declared(task) and task not in files:
+            files[task] = declared.read(Path(task).expanduser())
+        name = files[task].name if task in files else task
+        if called.setdefault(name, task) != task or (task in files and name in names()):
             raise UserError(f"{task} declares a task called `{name}`, and there is another of that name", "give it a `name` of its own")
-        resolved[name] = found
-    return tuple(resolved.values())
+        resolved.append(files[task].only(format) if task in files else entry)
+    return tuple(resolved)
 
 
 def build(task: str | DeclaredTask, *, data: Path | None, limit: int | None, seed: int, seq_len: int | None) -> list[BuiltTask]:
-    """The task in each of its formats.
+    """The task in each of its formats; a name that ends in `:` and a format, in that format alone.
 
     `data` holds `<task>/{test,dev}.jsonl[.gz]` (generated tasks ignore it). `limit` asks a pseudo-random subset fixed by
     `seed`; that of a smaller limit lies within that of a larger. `seq_len` is the model's, in tokens: it shortens the
     rows of generated tasks and nothing else; a prompt longer than the model is cut on the left by the engine, which says so.
 
     Raises:
-        UserError: no such task, data missing or malformed, or fewer than two items, which have no standard error.
+        UserError: no such task or format, data missing or malformed, or fewer than two items, which have no standard error.
     """
     if limit is not None and limit < 2:
         raise UserError(f"a limit of {limit} leaves no standard error", "ask at least 2 items of each task")
@@ -60,9 +66,12 @@ def build(task: str | DeclaredTask, *, data: Path | None, limit: int | None, see
     return built
 
 
-def _build(name: str, data: Path | None, limit: int | None, seed: int, seq_len: int | None) -> list[BuiltTask]:
+def _build(entry: str, data: Path | None, limit: int | None, seed: int, seq_len: int | None) -> list[BuiltTask]:
+    name, format = task_and_format(entry)
     if name in GENERATED:
-        return [_limited(GENERATED[name](skills.row_length(seq_len)), limit, seed)]
+        built = GENERATED[name](skills.row_length(seq_len))
+        require_format(name, built.format if format is None else format, (built.format,))
+        return [_limited(built, limit, seed)]
     if name not in BENCHMARKS:
         near = get_close_matches(name, names(), n=1)
         raise UserError(f"there is no task `{name}`", f"did you mean `{near[0]}`?" if near else f"choose from {', '.join(names())}")
@@ -70,8 +79,8 @@ def _build(name: str, data: Path | None, limit: int | None, seed: int, seq_len: 
         raise UserError(f"task `{name}` needs task data", "set the study's evaluation.data to the directory that holds the task folders")
     task = BENCHMARKS[name]
     if isinstance(task, ChoiceTask):
-        return build_choice(task, data, limit=limit, seed=seed)
-    return build_open(task, data, limit=limit, seed=seed)
+        return build_choice(in_format(task, format), data, limit=limit, seed=seed)
+    return build_open(in_format(task, format), data, limit=limit, seed=seed)
 
 
 def _limited(built: BuiltTask, limit: int | None, seed: int) -> BuiltTask:
