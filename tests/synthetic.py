@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -106,18 +106,25 @@ def write_study(
     checkpoints: int = 22,
     tasks: tuple[Planted, ...] = TASKS,
     seed: int = 0,
+    seeds: int = 1,
     thresholds: bool = True,
 ) -> Study:
-    """Write the study's parts under `root`: `checkpoints` per size, the first at step 0. `thresholds=False` leaves that
-    table to the analysis; otherwise it holds the planted truth."""
+    """Write the study's parts under `root`: `checkpoints` per run, the first at step 0, and `seeds` runs per size, each after the first
+    with thresholds of its own. `thresholds=False` leaves that table to the analysis; otherwise it holds the planted truth."""
     rng = np.random.default_rng(seed)
     parts = _Parts()
     for size, (params, budget) in SIZES.items():
-        _add_run(parts, rng, name, size, params, budget, checkpoints, tasks)
+        for number in range(seeds):
+            own = tasks if number == 0 else tuple(_elsewhere(task, float(rng.normal(0, 0.05))) for task in tasks)
+            _add_run(parts, rng, name, size, params, budget, checkpoints, own, number)
     if thresholds:
         parts.rows["thresholds"] = [_threshold(name, task, checkpoints) for task in tasks]
     parts.write(root, name)
-    return Study(root, name, tuple(SIZES), tasks, checkpoints * len(SIZES))
+    return Study(root, name, tuple(SIZES), tasks, checkpoints * len(SIZES) * seeds)
+
+
+def _elsewhere(task: Planted, by: float) -> Planted:
+    return task if task.eta is None else replace(task, eta=task.eta + by)
 
 
 def loss(params: int, tokens: Floats) -> Floats:
@@ -142,15 +149,23 @@ def ability(task: Planted, losses: Floats, params: int) -> Floats:
 
 
 def _add_run(
-    parts: _Parts, rng: np.random.Generator, study: str, size: str, params: int, budget: int, count: int, tasks: tuple[Planted, ...]
+    parts: _Parts,
+    rng: np.random.Generator,
+    study: str,
+    size: str,
+    params: int,
+    budget: int,
+    count: int,
+    tasks: tuple[Planted, ...],
+    number: int,
 ) -> None:
-    run_id = f"{study}-{size}-s0"
+    run_id = f"{study}-{size}-s{number}"
     steps = np.unique(np.concatenate([[0], np.geomspace(10, budget // 1024, max(count - 1, 1)).round()]).astype(np.int64))
     if len(steps) < count:  # log spacing rounded two checkpoints to one step
         steps = np.unique(np.linspace(0, budget // 1024 + count, count).round().astype(np.int64))
     tokens = steps * 1024.0
     true = loss(params, np.asarray(tokens, dtype=np.float64))
-    parts.rows["runs"].append(_run(study, run_id, size, params, budget))
+    parts.rows["runs"].append(_run(study, run_id, size, params, budget, number))
     ids = [f"{run_id}/step-{step:08d}" for step in steps]
     for i, (checkpoint, step) in enumerate(zip(ids, steps, strict=True)):
         parts.rows["checkpoints"].append(
@@ -173,11 +188,11 @@ def _add_run(
         )
 
 
-def _run(study: str, run_id: str, size: str, params: int, budget: int) -> Row:
+def _run(study: str, run_id: str, size: str, params: int, budget: int, seed: int) -> Row:
     return {
         "run_id": run_id, "study": study, "size": size, "architecture": "paper", "params": params,
         "params_non_embedding": params - 12_000, "tokenizer": "byte", "vocab_size": 128, "corpus": "synthetic-corpus", "seq_len": 128,
-        "optimizer": "muon", "schedule": "constant", "peak_lr": 0.014, "batch_tokens": 1024, "tokens_planned": budget, "seed": 0,
+        "optimizer": "muon", "schedule": "constant", "peak_lr": 0.014, "batch_tokens": 1024, "tokens_planned": budget, "seed": seed,
         "source": "synthetic", "created_at": NOW,
     }  # fmt: skip
 

@@ -1,107 +1,199 @@
-"""A real browser opens the report: the script runs without errors, draws every figure and answers mouse and keys."""
+"""A real browser opens the report: it is read by mouse and by keys, in both themes, on a narrow screen and on paper."""
 
 from __future__ import annotations
 
 import re
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page, expect
 
 from losslens.report import write_report
 from losslens.results import Results
-from tests.browser import browser, needs_browser
+from tests.browser import browsing, needs_browser, opened, values
 from tests.synthetic import TASKS, write_study
 
 LOSSES = 4  # datasets measured in one unit
+METRICS = 2  # of the task that the section on metrics shows first
+GROUND = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}
 
 pytestmark = needs_browser
 
-# Uses the page as a reader would and writes down what happened.
-EXERCISE = """
-<script>
-const seen = {};
-const figure = document.querySelector(".panel figure[data-x=loss]");
-const svg = () => figure.querySelector("svg");
-svg().dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
-seen.tip = document.getElementById("tip").innerText;
-svg().dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
-seen.tipGone = document.getElementById("tip").hidden;
-const groups = () => figure.querySelectorAll("g").length;
-const before = groups();
-document.querySelector("[data-size='0']").click();
-seen.hiddenSizes = before - groups();
-const choose = (select, value) => { select.value = value; select.dispatchEvent(new Event("change", { bubbles: true })); };
-choose(document.querySelector(".panel [data-choose=metric]"), "0");
-seen.metric = figure.querySelector("text.label:last-of-type").textContent;
-seen.verdict = document.querySelector(".panel .verdict").textContent;
-choose(document.querySelector("[data-choose=axis]"), "2");
-seen.axis = svg().getAttribute("aria-label");
-const details = document.querySelector(".panel .values");
-details.open = true;
-setTimeout(() => {
-  seen.rows = details.querySelectorAll("tbody tr").length;
-  document.body.insertAdjacentHTML("beforeend", "<pre id='seen'></pre>");
-  document.getElementById("seen").textContent = JSON.stringify(seen);
-}, 300);
-</script>
-"""
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browsing() as found:
+        yield found
 
 
-def dom(page: Path, profile: Path, *flags: str) -> str:
-    """The document after its scripts ran; fails on anything that the console reports."""
-    command = browser(profile, "--enable-logging=stderr", "--virtual-time-budget=3000", "--window-size=1280,900", *flags)
-    command += ["--dump-dom", page.resolve().as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    assert "data-error" not in done.stdout.split(">", 2)[1]
-    assert 'data-ready="true"' in done.stdout
-    return done.stdout
+def written(root: Path) -> str:
+    return write_report(Results(root), root / "report.html").resolve().as_uri()
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The study that every test but one reads, with a verdict for a second metric of one task."""
     root = tmp_path_factory.mktemp("results")
     write_study(root)
-    return write_report(Results(root), root / "report.html")
+    results = Results(root)
+    judged = results.query("SELECT * REPLACE ('bits_per_byte' AS metric, 'gradual' AS verdict) FROM thresholds WHERE task = 'skill_sort'")
+    results.write("thresholds", judged)
+    return written(root)
 
 
-@pytest.mark.parametrize("flags", [[], ["--blink-settings=preferredColorScheme=0"]], ids=["light", "dark"])
-def test_every_figure_is_drawn(report: Path, tmp_path: Path, flags: list[str]) -> None:
-    found = dom(report, tmp_path, *flags)
-    figures = re.findall(r"<figure[^>]*><svg viewBox.*?</svg></figure>", found, re.DOTALL)
-    assert len(figures) == 3 * len(TASKS) + LOSSES
-    assert all("NaN" not in figure and "Infinity" not in figure for figure in figures)
-    assert all(len(re.findall(r'<path class="mark" d="M', figure)) == 4 for figure in figures)
+def drawn(page: Page) -> None:
+    """Wait until every figure is."""
+    expect(page.locator(".study").first).to_have_attribute("data-drawn", "true")
 
 
-def test_a_reader_can_use_it(report: Path, tmp_path: Path) -> None:
-    page = tmp_path / "exercised.html"
-    page.write_text(report.read_text(encoding="utf-8").replace("</body>", f"{EXERCISE}</body>"), encoding="utf-8")
-    found = dom(page, tmp_path / "profile")
-    seen = re.search(r'<pre id="seen">(.*?)</pre>', found, re.DOTALL)
-    assert seen
-    text = seen[1]
-    assert re.search(r'"tip":"d48 .*exact_match 0\.\d{3} ± 0\.\d{3}', text)
-    assert '"tipGone":true' in text
-    assert '"hiddenSizes":1' in text
-    assert '"metric":"bits_per_byte, lower is better"' in text
-    assert "No threshold has been computed for this metric" in text
-    assert "skill_sort: bits_per_byte against training loss, nats/token" in text
-    assert '"rows":88' in text
+def figures(page: Page) -> list[str]:
+    return [str(text) for text in values(page, "figure svg", "svg => svg.outerHTML")]
 
 
-def test_hostile_names_run_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_figure_is_drawn(chromium: Browser, report: str, scheme: str) -> None:
+    with opened(chromium, report, scheme="dark" if scheme == "dark" else "light") as page:
+        drawn(page)
+        found = figures(page)
+        assert len(found) == 3 * len(TASKS) + METRICS + LOSSES
+        assert all("NaN" not in figure and "Infinity" not in figure for figure in found)
+        assert all(len(re.findall(r'<path class="mark" d="M', figure)) == 4 for figure in found)
+        assert values(page, "body", "body => getComputedStyle(body).backgroundColor") == [GROUND[scheme]]
+
+
+def test_a_mark_says_which_checkpoint_it_is(chromium: Browser, report: str) -> None:
+    with opened(chromium, report) as page:
+        chart = page.locator(".panel figure[data-x=loss] svg").first
+        chart.scroll_into_view_if_needed()
+        box = chart.bounding_box()
+        assert box
+        page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.2)
+        tip = page.locator("#tip")
+        expect(tip).to_contain_text("synthetic-d")
+        words = tip.inner_text()
+        assert re.search(r"^d\d+ synthetic-d\d+-s0\n", words)
+        assert re.search(r"exact_match 0\.\d{3} ± 0\.\d{3} on 200 items\nheld-out loss, nats/token: \d\.\d{3}\n", words)
+        assert re.search(r"step \d+ · \S+ tokens · \d\S*×10\S+ FLOPs", words)
+        page.mouse.move(5, 5)
+        expect(tip).to_be_hidden()
+
+
+def test_what_is_shown_can_be_chosen(chromium: Browser, report: str) -> None:
+    with opened(chromium, report) as page:
+        panel = page.locator(".panel").first
+        loss = panel.locator("figure[data-x=loss] svg")
+        page.get_by_role("button", name="d48").click()
+        expect(loss.locator("g")).to_have_count(3)
+        page.get_by_role("button", name="d48").click()
+        panel.locator("[data-choose=metric]").select_option("bits_per_byte")
+        expect(panel.locator("figure[data-x=loss] text.label").last).to_have_text("bits_per_byte, lower is better")
+        expect(panel.locator(".verdict")).to_contain_text("Gradual")
+        page.locator("[data-choose=axis]").select_option(label="training loss, nats/token")
+        expect(loss).to_have_attribute("aria-label", re.compile("^skill_sort: bits_per_byte against training loss, nats/token"))
+        expect(panel.locator(".verdict")).to_have_text("No threshold has been computed for this metric on this loss.")
+        page.get_by_role("radio", name="tokens").check(force=True)
+        assert values(page, ".panel:first-of-type figure", "figure => figure.hidden") == [True, False, True]
+        panel.locator(".values summary").click()
+        expect(panel.locator(".values tbody tr")).to_have_count(88)
+
+
+def test_tasks_can_be_found(chromium: Browser, report: str) -> None:
+    with opened(chromium, report) as page:
+        shown = page.locator(".panel:visible h4")
+        page.locator("[data-choose=format]").select_option("letter")
+        expect(shown).to_have_text(["cloze_far · letter"])
+        page.locator("[data-choose=format]").select_option("all")
+        page.get_by_placeholder("task").fill("COUNT")
+        expect(shown).to_have_text(["skill_count"])
+        page.get_by_placeholder("task").fill("nothing")
+        expect(page.get_by_text("No task is called that.")).to_be_visible()
+
+
+def test_keys_are_enough(chromium: Browser, report: str) -> None:
+    with opened(chromium, report) as page:
+        page.keyboard.press("Tab")
+        expect(page.locator(":focus")).to_have_text("Skip to the answer")
+        page.get_by_role("button", name="d48").focus()
+        page.keyboard.press("Space")
+        expect(page.get_by_role("button", name="d48")).to_have_attribute("aria-pressed", "false")
+        page.keyboard.press("Space")
+        page.get_by_role("radio", name="all three").focus()
+        page.keyboard.press("ArrowRight")
+        expect(page.get_by_role("radio", name="loss")).to_be_checked()
+        chart = page.locator(".panel figure[data-x=loss] svg").first
+        chart.focus()
+        page.keyboard.press("ArrowRight")
+        first = page.locator("#tip").inner_text()
+        assert "synthetic-d48-s0" in first
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#tip").inner_text() != first
+        page.keyboard.press("Escape")
+        expect(page.locator("#tip")).to_be_hidden()
+
+
+def test_the_theme_can_be_switched_and_paper_is_light(chromium: Browser, report: str, tmp_path: Path) -> None:
+    ground = "body => getComputedStyle(body).backgroundColor"
+    with opened(chromium, report) as page:
+        page.locator("#theme").click()
+        assert values(page, "body", ground) == [GROUND["dark"]]
+        out = tmp_path / "report.pdf"
+        page.pdf(path=out, format="A4")
+        assert out.read_bytes().startswith(b"%PDF")
+        assert out.stat().st_size > 50_000
+        page.emulate_media(media="print")
+        assert values(page, "body", ground) == [GROUND["light"]]
+        expect(page.locator("[data-choose=axis]")).to_be_hidden()
+        expect(page.locator(".legend button").first).to_be_visible()
+
+
+def test_printing_draws_what_was_never_in_sight(chromium: Browser, report: str) -> None:
+    with opened(chromium, report) as page:
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert len(figures(page)) == 3 * len(TASKS) + METRICS + LOSSES
+        assert set(values(page, ".panel figure:first-child svg", "svg => svg.viewBox.baseVal.width")) == {340}
+
+
+def test_a_narrow_screen_needs_no_sideways_scrolling(chromium: Browser, report: str) -> None:
+    with opened(chromium, report, width=400) as page:
+        drawn(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        assert values(page, ".panel:first-of-type figure", "figure => figure.hidden") == [False, True, True]
+
+
+def test_without_scripts_the_answer_stands(chromium: Browser, report: str) -> None:
+    with opened(chromium, report, scripts=False) as page:
+        expect(page.get_by_text("7 of 12 task forms appear at a loss threshold")).to_be_visible()
+        expect(page.get_by_role("row", name="skill_sort open 0 exact_match emergent 2.020")).to_be_visible()
+
+
+def test_seeds_stand_beside_each_other(chromium: Browser, tmp_path: Path) -> None:
+    write_study(tmp_path, seeds=4, tasks=TASKS[:2])
+    with opened(chromium, written(tmp_path)) as page:
+        drawn(page)
+        strip = page.locator("figure[data-seeds] svg").first
+        assert len(values(page, "figure[data-seeds]:first-of-type", "f => f.outerHTML")) == 2
+        counts = strip.locator("text.head").all_text_contents()
+        assert len(counts) == 7
+        assert all(re.fullmatch(r"\d+/1[0-6]|\d+/\d", count) for count in counts)
+        strip.focus()
+        page.keyboard.press("ArrowRight")
+        assert re.search(r"exact_match \d\.\d{3} ± \d\.\d{3}\nat loss \d\.\d{3}, seed 0", page.locator("#tip").inner_text())
+        page.locator("[data-choose=by]").select_option(label="seed")
+        expect(page.locator(".legend button")).to_have_count(4)
+
+
+def test_a_thousand_checkpoints_open(chromium: Browser, tmp_path: Path) -> None:
+    write_study(tmp_path, checkpoints=250, tasks=TASKS[:3])
+    with opened(chromium, written(tmp_path)) as page:
+        drawn(page)
+        assert "1,000 checkpoints" in page.locator(".facts").inner_text()
+
+
+def test_hostile_names_run_nothing(chromium: Browser, tmp_path: Path) -> None:
     hostile = "</script><img src=x onerror=\"document.documentElement.dataset.error='ran'\">"
     write_study(tmp_path, name=hostile, tasks=tuple(type(task)(hostile, "emergent", eta=1.9) for task in TASKS[:1]))
-    found = dom(write_report(Results(tmp_path), tmp_path / "report.html"), tmp_path / "profile")
-    assert "<img" not in re.sub(r"<script.*?</script>", "", found, flags=re.DOTALL)
-
-
-def test_it_prints(report: Path, tmp_path: Path) -> None:
-    out = tmp_path / "report.pdf"
-    subprocess.run(
-        [*browser(tmp_path / "profile", f"--print-to-pdf={out}"), report.resolve().as_uri()], capture_output=True, timeout=120, check=True
-    )
-    assert out.read_bytes().startswith(b"%PDF")
-    assert out.stat().st_size > 50_000
+    with opened(chromium, written(tmp_path)) as page:
+        drawn(page)
+        assert page.locator("img").count() == 0
+        assert page.locator("html[data-error]").count() == 0

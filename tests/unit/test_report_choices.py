@@ -12,7 +12,7 @@ from losslens.report.words import answer, count, several, title, verdict
 
 
 def curve(values: list[float | None], chance: float = 0.25, stderr: float = 0.02, better: bool = True) -> Curve:
-    return Curve("acc", better, (chance, chance), (100, 100), values, [stderr] * len(values))
+    return Curve("acc", better, (chance, chance), values, [stderr] * len(values), [100] * len(values))
 
 
 def axis(dataset: str, unit: str = "nats/token") -> LossAxis:

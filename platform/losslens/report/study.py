@@ -15,6 +15,7 @@ HEADLINE_METRICS = {
     "text": ("acc_norm", "acc"),
     "pair": ("acc",),
 }
+MOST_COLOURS = 12
 FALLBACK_METRICS = ("acc", "acc_norm", "exact_match", "correct_choice_prob", "brier", "bits_per_byte")
 
 
@@ -53,14 +54,21 @@ class LossAxis:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One metric of a panel over the study's checkpoints; `chance` and `n` are the extremes over checkpoints."""
+    """One metric of a panel over the study's checkpoints; `chance` is the extremes over checkpoints, `items[i]` how many items
+    the value of checkpoint i is a mean of."""
 
     metric: str
     higher_is_better: bool
     chance: tuple[float, float] | None
-    n: tuple[int, int] | None
     values: Column
     stderr: Column
+    items: Sequence[int | None]
+
+    @property
+    def n(self) -> tuple[int, int] | None:
+        """The fewest and the most items of a checkpoint."""
+        known = [count for count in self.items if count is not None]
+        return (min(known), max(known)) if known else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +107,15 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """Runs by one of their properties: run i has the value `names[of[i]]`."""
+
+    by: str
+    names: tuple[str, ...]
+    of: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Study:
     """Everything the page says about one study."""
 
@@ -120,10 +137,28 @@ class Study:
                 return row
         return None
 
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """What runs can be told apart by: their size, and whatever else differs between them."""
+        sizes = Group("size", tuple(s.name for s in self.sizes), tuple(self.size_of(run).slot for run in range(len(self.runs))))
+        return (sizes, *filter(None, (_group(self.runs, by) for by in _PROPERTIES)))
+
     def size_of(self, run: int) -> Size:
         """The size that a run trained."""
         name = self.runs[run]["size"]
         return next(size for size in self.sizes if size.name == name)
+
+
+_PROPERTIES = ("architecture", "optimizer", "schedule", "tokenizer", "corpus", "seed")
+
+
+def _group(runs: Sequence[Row], by: str) -> Group | None:
+    """The runs by a column; None where all are alike, or so many differ that no colour tells them apart."""
+    values = [run[by] for run in runs]
+    names = sorted(set(values) - {None}) + ([None] if None in values else [])
+    if not 1 < len(names) <= MOST_COLOURS:
+        return None
+    return Group(by, tuple("unknown" if name is None else str(name) for name in names), tuple(names.index(value) for value in values))
 
 
 def loss_name(dataset: str) -> str:

@@ -58,13 +58,18 @@ const MARKERS = [
   (x, y, r) => `M${x - r},${y - r}h${2 * r}v${2 * r}h${-2 * r}z`,
   (x, y, r) => `M${x},${y - 1.2 * r}l${1.2 * r},${2.1 * r}h${-2.4 * r}z`,
   (x, y, r) => `M${x},${y - 1.3 * r}l${1.3 * r},${1.3 * r}l${-1.3 * r},${1.3 * r}l${-1.3 * r},${-1.3 * r}z`,
+  (x, y, r) => `M${x},${y + 1.2 * r}l${1.2 * r},${-2.1 * r}h${-2.4 * r}z`,
+  (x, y, r) => `M${x - 0.5 * r},${y - 1.3 * r}h${r}v${0.8 * r}h${0.8 * r}v${r}h${-0.8 * r}v${0.8 * r}h${-r}v${-0.8 * r}h${-0.8 * r}v${-r}h${0.8 * r}z`,
 ];
 const marker = (slot, x, y, r) => MARKERS[slot % MARKERS.length](+x.toFixed(1), +y.toFixed(1), r);
 
-const MARGIN = { left: 46, right: 12, top: 24, bottom: 46 };
+const MOST_LABELS = 8; // more would cover the lines
+const MARGIN = { left: 46, right: 12, top: 28, bottom: 46 };
 
-// options: width, height, x {low, high, log, reversed, label, note, format, ticks}, y {same}, runs [{slot, points [{x, y, e, i}]}],
-// chance [low, high] or null, band [eta, low, high] or null, rug [{slot, x, text}], title. Gives {html, points [{x, y, i}]}.
+// options: width, height, x {low, high, log, reversed, label, note, format, ticks}, y {same}, title, radius of marks,
+// runs [{slot, label, steps, points [{x, y, e, i, shift}]}] with `shift` in pixels, `steps` for a line of stairs, `label` at its end;
+// labels: whether to draw them; chance [low, high], band [eta, low, high], rug [{slot, x, text}], heads [{x, text}] above the plot, means [{slot, x, y, shift}].
+// Gives {html, points [{x, y, i}]}.
 function drawChart(options) {
   const { width, height, x, y } = options;
   const right = width - MARGIN.right, bottom = height - MARGIN.bottom;
@@ -74,14 +79,21 @@ function drawChart(options) {
   if (options.chance?.every((c) => c >= y.low && c <= y.high)) parts.push(chanceMarks(options, sy, right));
   const points = [];
   for (const run of options.runs) {
-    const placed = run.points.map((p) => ({ i: p.i, x: sx(p.x), y: sy(p.y), top: sy(p.y + (p.e || 0)), foot: sy(p.y - (p.e || 0)), e: p.e }));
+    const placed = run.points.map((p) => ({ i: p.i, x: sx(p.x) + (p.shift || 0), y: sy(p.y), top: sy(p.y + (p.e || 0)), foot: sy(p.y - (p.e || 0)), e: p.e }));
     points.push(...placed);
-    parts.push(runMarks(run.slot, placed, options.radius));
+    parts.push(runMarks(run, placed, options.radius));
+  }
+  for (const { slot, x: at, y: level, shift } of options.means || []) {
+    parts.push(`<path class="mean s${slot}" d="M${(sx(at) + shift - 11).toFixed(1)},${sy(level).toFixed(1)}h22"/>`);
+  }
+  for (const { x: at, text } of options.heads || []) {
+    parts.push(`<text class="head" x="${sx(at).toFixed(1)}" y="${MARGIN.top - 4}" text-anchor="middle">${escapeText(text)}</text>`);
   }
   for (const { slot, x: at, text } of options.rug || []) {
     if (at < x.low || at > x.high) continue;
     parts.push(`<path class="rug s${slot}" d="M${sx(at).toFixed(1)},${bottom + 1}l4.5,7h-9z"><title>${escapeText(text)}</title></path>`);
   }
+  if (options.labels) parts.push(endLabels(options.runs, sx, sy, points, { left: MARGIN.left, right, top: MARGIN.top, bottom }));
   const svg = `<svg viewBox="0 0 ${width} ${height}" tabindex="0" role="img" aria-label="${escapeText(options.title)}">${parts.join("")}</svg>`;
   return { html: svg, points };
 }
@@ -96,7 +108,7 @@ function frame({ width, height, x, y }, sx, sy, right, bottom) {
     const at = sx(tick).toFixed(1);
     parts.push(`<path class="grid" d="M${at},${MARGIN.top}V${bottom}"/><text class="tick" x="${at}" y="${bottom + 21}" text-anchor="middle">${x.format(tick)}</text>`);
   }
-  if (x.note) parts.push(`<text class="tick" x="${right}" y="10" text-anchor="end">${escapeText(x.note)}</text>`);
+  if (x.note && (x.note.length + y.label.length) * 7 < width) parts.push(`<text class="tick" x="${right}" y="10" text-anchor="end">${escapeText(x.note)}</text>`);
   parts.push(`<path class="axis" d="M${MARGIN.left},${bottom}H${right}"/>`);
   parts.push(`<text class="label" x="${(MARGIN.left + right) / 2}" y="${height - 5}" text-anchor="middle">${escapeText(x.label)}</text>`);
   parts.push(`<text class="label" x="2" y="10">${escapeText(y.label)}</text>`);
@@ -120,9 +132,36 @@ function chanceMarks({ chance, x, y }, sy, right) {
   return `${range}<path class="chance" d="M${MARGIN.left},${high.toFixed(1)}H${right}"/>`;
 }
 
-function runMarks(slot, placed, radius) {
-  const line = placed.map((p, i) => `${i ? "L" : "M"}${p.x.toFixed(1)},${p.y.toFixed(1)}`).join("");
+function runMarks({ slot, steps }, placed, radius) {
+  const line = placed.map((p, i) => `${!i ? "M" : steps ? `H${p.x.toFixed(1)}L` : "L"}${p.x.toFixed(1)},${p.y.toFixed(1)}`).join("");
   const whiskers = placed.filter((p) => p.e && p.foot - p.top > 2 * radius).map((p) => `M${p.x.toFixed(1)},${p.top.toFixed(1)}V${p.foot.toFixed(1)}`).join("");
-  const marks = placed.map((p) => marker(slot, p.x, p.y, radius)).join("");
-  return `<g class="s${slot}"><path class="line" d="${line}"/><path class="whisker" d="${whiskers}"/><path class="mark" d="${marks}"/></g>`;
+  const marks = radius ? placed.map((p) => marker(slot, p.x, p.y, radius)).join("") : "";
+  return `<g class="s${slot}${radius ? "" : " bare"}"><path class="line" d="${line}"/><path class="whisker" d="${whiskers}"/><path class="mark" d="${marks}"/></g>`;
+}
+
+// One label for all lines of a name, at the end of the one that goes furthest, where it covers fewest marks and no other label.
+function endLabels(runs, sx, sy, points, plot) {
+  const last = new Map();
+  for (const { slot, label, points: own } of runs) {
+    if (!label || !own.length) continue;
+    const end = own[own.length - 1], x = sx(end.x);
+    if (!last.has(label) || x > last.get(label).x) last.set(label, { slot, x, y: sy(end.y) });
+  }
+  if (last.size > MOST_LABELS) return "";
+  const taken = [];
+  return [...last].map(([text, { slot, x, y }]) => {
+    const half = (text.length * 7.6) / 2; // bold, in the widest of the usual fonts
+    const places = [[x + half + 7, y], [x, y - 12], [x - half, y - 12], [x - half - 7, y], [x, y + 13], [x - half, y + 13], [x - half - 7, y - 20], [x - half - 7, y + 20]];
+    const boxes = places.map(([cx, cy]) => ({ cx, cy, left: cx - half, right: cx + half, top: cy - 7, bottom: cy + 7 }));
+    const meets = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+    const cost = (box) => {
+      const outside = box.left < plot.left || box.right > plot.right + 10 || box.top < plot.top - 8 || box.bottom > plot.bottom;
+      return (outside || taken.some((other) => meets(box, other)) ? 1e6 : 0)
+        + points.filter((p) => p.x > box.left && p.x < box.right && p.y > box.top && p.y < box.bottom).length;
+    };
+    const best = boxes.map((box) => [cost(box), box]).reduce((a, b) => (b[0] < a[0] ? b : a));
+    if (best[0] >= 1e6) return "";
+    taken.push(best[1]);
+    return `<text class="end s${slot}" x="${best[1].cx.toFixed(1)}" y="${best[1].cy.toFixed(1)}" dy=".35em" text-anchor="middle">${escapeText(text)}</text>`;
+  }).join("");
 }

@@ -60,9 +60,12 @@ function valueAxis(curve) {
   return { low, high, label: curve.metric + (curve.better === "lower" ? ", lower is better" : ""), ...roundTicks(low, high, 6) };
 }
 
+const slotOf = (study, state, run) => study.groups[state.by].of[run];
+
 // Points of every shown run, in the order of training.
 function runsOf(study, state, x, values, errors) {
-  const runs = study.runs.map((run) => ({ slot: run.size, points: [] }));
+  const { of, names } = study.groups[state.by];
+  const runs = study.runs.map((_, k) => ({ slot: of[k], label: names.length > 1 ? names[of[k]] : "", points: [] }));
   values.forEach((value, i) => {
     const at = x.values[i];
     if (value == null || at == null || at < x.low || at > x.high) return;
@@ -72,24 +75,27 @@ function runsOf(study, state, x, values, errors) {
 }
 
 function rugOf(study, state, panel, column, format) {
-  return panel.crossings.filter((c) => c[column] != null && !state.hidden.has(study.runs[c[0]].size)).map((c) => {
-    const run = study.runs[c[0]];
-    return { slot: run.size, x: c[column], text: `${run.id} passes ${fixed(panel.level)} at ${format(c[column])}` };
+  return panel.crossings.filter((c) => c[column] != null && !state.hidden.has(slotOf(study, state, c[0]))).map((c) => {
+    return { slot: slotOf(study, state, c[0]), x: c[column], text: `${study.runs[c[0]].id} passes ${fixed(panel.level)} at ${format(c[column])}` };
   });
 }
 
-const markRadius = (study) => (study.run.length > 400 ? 1.8 : study.run.length > 150 ? 2.4 : 3);
+const markRadius = (runs, width) => {
+  const count = runs.reduce((sum, run) => sum + run.points.length, 0);
+  return (count > 400 ? 1.8 : count > 150 ? 2.4 : 3) + (width > 700 ? 0.8 : 0);
+};
 
+// `state.fitted` says for several figures beside each other whether their range is fitted.
 function panelChart(study, state, panel, curve, name, width, height) {
   const found = curve.thresholds[state.axis];
-  const x = name === "loss" ? lossAxis(study, state, found?.eta != null, width) : progressAxis(study, name, width);
+  const x = name === "loss" ? lossAxis(study, state, state.fitted ?? found?.eta != null, width) : progressAxis(study, name, width);
   const headline = curve === panel.curves[panel.default];
   const column = { loss: 1, tokens: 2, flops: 3 }[name];
-  const rug = headline && (name !== "loss" || state.axis === study.axis) ? rugOf(study, state, panel, column, name === "loss" ? fixed : x.format) : [];
+  const rug = state.fitted == null && headline && (name !== "loss" || state.axis === study.axis) ? rugOf(study, state, panel, column, name === "loss" ? fixed : x.format) : [];
+  const runs = runsOf(study, state, x, curve.values, curve.stderr);
   return drawChart({
-    width, height, x, y: valueAxis(curve), chance: curve.chance, rug, radius: markRadius(study),
-    band: name === "loss" ? found?.eta : null,
-    runs: runsOf(study, state, x, curve.values, curve.stderr),
+    width, height, x, y: valueAxis(curve), chance: curve.chance, rug, runs, radius: markRadius(runs, width),
+    band: name === "loss" ? found?.eta : null, labels: name === "flops" || (name === "tokens" && state.x === "tokens"),
     title: `${panel.title}: ${curve.metric} against ${x.label}. Arrow keys step through the checkpoints.`,
   });
 }
@@ -98,8 +104,50 @@ function lossChart(study, state, axis, width, height) {
   const x = progressAxis(study, state.progress, width);
   const [low, high] = padded(extent(axis.values.filter((_, i) => x.values[i] != null)), 0.05);
   const y = { low, high, label: axis.label, ...roundTicks(low, high, 6) };
+  const runs = runsOf(study, state, x, axis.values);
   return drawChart({
-    width, height, x, y, radius: Math.min(2.2, markRadius(study)), runs: runsOf(study, state, x, axis.values),
+    width, height, x, y, runs, labels: true, radius: Math.min(2.2, markRadius(runs, width)),
     title: `${axis.label} against ${x.label}. Arrow keys step through the checkpoints.`,
   });
+}
+
+// Scores at equal loss, a column a loss: marks of one colour stand beside each other where they would hide each other.
+function seedChart(study, state, panel, width, height) {
+  const { losses, runs } = panel.seeds;
+  const curve = panel.curves[panel.default];
+  const shown = runs.filter(([run]) => !state.hidden.has(slotOf(study, state, run)));
+  const slots = [...new Set(shown.map(([run]) => slotOf(study, state, run)))].sort((a, b) => a - b);
+  const scores = shown.flatMap(([, values]) => values).filter((v) => v != null);
+  let [low, high] = extent([...scores, ...(curve.chance || [])]);
+  [low, high] = padded([low, high], 0.06);
+  const column = Math.min(46, (width - 80) / losses.length);
+  const step = slots.length > 1 ? column / slots.length : 0;
+  const offset = (slot) => (slots.indexOf(slot) - (slots.length - 1) / 2) * step;
+  const margin = ((losses[0] - losses.at(-1)) / Math.max(losses.length - 1, 1)) * 0.6;
+  const x = { low: losses.at(-1) - margin, high: losses[0] + margin, reversed: true, label: `${study.axes[study.axis].label} (reversed)`, ticks: losses, format: (t) => fixed(t, 2) };
+  const y = { low, high, label: curve.metric, ...roundTicks(low, high, 5) };
+  const chance = curve.chance ? curve.chance[1] : 0;
+  const taken = new Map();
+  const beside = (slot, i, value) => { // 0, 1, -1, 2, ... marks away from the middle of its column
+    const key = `${slot} ${i} ${Math.round(((value - low) / (high - low)) * (height / 9))}`;
+    const count = taken.get(key) || 0;
+    taken.set(key, count + 1);
+    return (count % 2 ? 1 : -1) * Math.ceil(count / 2) * 7;
+  };
+  const drawn = shown.map(([run, values], k) => ({
+    slot: slotOf(study, state, run),
+    points: values.flatMap((value, i) => (value == null ? [] : [{ x: losses[i], y: value, i: [k, i], shift: offset(slotOf(study, state, run)) + beside(slotOf(study, state, run), i, value) }])),
+  }));
+  const heads = losses.map((loss, i) => {
+    const there = shown.filter(([, values]) => values[i] != null);
+    return { x: loss, text: `${there.filter(([, values, errors]) => values[i] - chance > 2 * errors[i]).length}/${there.length}` };
+  });
+  const means = losses.flatMap((loss, i) => slots.flatMap((slot) => {
+    const there = shown.filter(([run, values]) => slotOf(study, state, run) === slot && values[i] != null).map(([, values]) => values[i]);
+    return there.length ? [{ slot, x: loss, y: there.reduce((a, b) => a + b) / there.length, shift: offset(slot) }] : [];
+  }));
+  const found = curve.thresholds[study.axis]?.eta;
+  const title = `${panel.title}: ${curve.metric} of each seed at equal loss. Arrow keys step through the runs.`;
+  const { html, points } = drawChart({ width, height, x, y, radius: 3.4, runs: drawn, chance: curve.chance, band: found, heads, means, title });
+  return { html: html.replace("<svg ", '<svg class="strip-chart" '), points, shown };
 }

@@ -1,63 +1,16 @@
-// The page: choices, tooltips, keys. Figures are redrawn from the data whenever a choice or the width changes.
+// The page: choices and what they redraw. Figures near the window are drawn at once, the others when the browser is idle, all before
+// printing.
 
 const studies = JSON.parse(document.getElementById("data").textContent);
 let printing = false;
-const tip = document.getElementById("tip");
-window.addEventListener("error", (event) => { document.documentElement.dataset.error = event.message; });
-
-function describe(study, i, lines) {
-  const run = study.runs[study.run[i]];
-  const size = study.sizes[run.size];
-  const facts = [`step ${study.step[i] ?? "–"}`, `${countText(study.tokens[i])} tokens`, `${powerText(study.flops[i])} FLOPs`];
-  return `<b class="s${run.size}">${escapeText(size.name)}</b> ${escapeText(run.id)}<br>${lines.map(escapeText).join("<br>")}<br><small>${facts.join(" · ")}</small>`;
-}
-
-function showTip(svg, point, html) {
-  const box = svg.getBoundingClientRect();
-  const scale = box.width / svg.viewBox.baseVal.width;
-  tip.innerHTML = html;
-  tip.hidden = false;
-  const left = box.left + point.x * scale, top = box.top + point.y * scale;
-  tip.style.left = `${Math.max(4, Math.min(left + 12, innerWidth - tip.offsetWidth - 8))}px`;
-  tip.style.top = `${top - tip.offsetHeight - 10 < 4 ? top + 14 : top - tip.offsetHeight - 10}px`;
-  svg.querySelector(".focus")?.remove();
-  svg.insertAdjacentHTML("beforeend", `<circle class="focus" cx="${point.x.toFixed(1)}" cy="${point.y.toFixed(1)}" r="6"/>`);
-}
-
-function hideTip(svg) {
-  tip.hidden = true;
-  svg.querySelector(".focus")?.remove();
-}
-
-// Mouse: the nearest mark within 40 pixels. Keys: left and right step along the marks, escape leaves.
-function makeReadable(figure, points, text) {
-  const svg = figure.querySelector("svg");
-  let current = -1;
-  const show = (index) => { current = index; showTip(svg, points[index], text(points[index].i)); };
-  svg.addEventListener("pointermove", (event) => {
-    const box = svg.getBoundingClientRect();
-    const scale = svg.viewBox.baseVal.width / box.width;
-    const x = (event.clientX - box.left) * scale, y = (event.clientY - box.top) * scale;
-    let best = -1, nearest = 40;
-    points.forEach((p, i) => { const d = Math.hypot(p.x - x, p.y - y); if (d < nearest) [best, nearest] = [i, d]; });
-    if (best < 0) hideTip(svg); else show(best);
-  });
-  svg.addEventListener("pointerleave", () => hideTip(svg));
-  svg.addEventListener("blur", () => hideTip(svg));
-  svg.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (event.key === "Escape") hideTip(svg);
-    if (!step || !points.length) return;
-    event.preventDefault();
-    show((current + step + points.length) % points.length);
-  });
-}
 
 // On screen a figure has its own pixels; on paper all are drawn for one page width and scale with it.
 function put(figure, draw, text) {
-  const thirds = figure.closest(".thirds");
-  const paper = figure.dataset.x === "loss" ? 312 : 240;
-  const { html, points } = printing ? draw(paper, thirds ? 190 : 210) : draw(Math.max(220, Math.round(figure.clientWidth || 360)), thirds ? 235 : 280);
+  const grid = figure.closest(".charts");
+  const third = grid.classList.contains("thirds"), alone = grid.classList.contains("one");
+  const paper = alone ? [640, 260] : grid.classList.contains("halves") ? [400, 210] : third ? [290, 205] : [figure.dataset.x === "loss" ? 340 : 262, 225];
+  const screen = [Math.max(220, Math.round(figure.clientWidth || 360)), alone ? 380 : third ? 235 : 280];
+  const { html, points } = draw(...(printing ? paper : screen));
   figure.innerHTML = html;
   makeReadable(figure, points, text);
 }
@@ -75,9 +28,11 @@ function drawPanel(study, state, article) {
   const spread = article.querySelector(".spread");
   if (spread) spread.hidden = chosen !== panel.default || state.axis !== study.axis;
   const axis = study.axes[state.axis];
-  const text = (i) => describe(study, i, [`${curve.metric} ${fixed(curve.values[i])} ± ${fixed(curve.stderr[i])}`, `${axis.label}: ${fixed(axis.values[i])}`]);
+  const text = (i) => describe(study, state, i, [scoreLine(curve, i), `${axis.label}: ${fixed(axis.values[i])}`]);
+  article.querySelector(".charts").classList.toggle("one", state.x !== "all");
   for (const figure of article.querySelectorAll("figure")) {
-    put(figure, (width, height) => panelChart(study, state, panel, curve, figure.dataset.x, width, height), text);
+    figure.hidden = state.x !== "all" && state.x !== figure.dataset.x;
+    if (!figure.hidden) put(figure, (width, height) => panelChart(study, state, panel, curve, figure.dataset.x, width, height), text);
   }
   const table = article.querySelector(".values");
   table.querySelector("table")?.remove();
@@ -86,50 +41,128 @@ function drawPanel(study, state, article) {
 
 function fillTable(study, state, curve, details) {
   const axis = study.axes[state.axis];
-  const rows = study.run.map((run, i) => [study.runs[run].id, study.step[i] ?? "–", countText(study.tokens[i]), powerText(study.flops[i]), fixed(axis.values[i]), fixed(curve.values[i]), fixed(curve.stderr[i])])
+  const rows = study.run.map((run, i) => [study.runs[run].id, study.step[i] ?? "–", countText(study.tokens[i]), powerText(study.flops[i]), fixed(axis.values[i]), fixed(curve.values[i]), fixed(curve.stderr[i]), (Array.isArray(curve.n) ? curve.n[i] : curve.n) ?? "–"])
     .filter((_, i) => curve.values[i] != null);
   const cells = (row, tag) => `<tr>${row.map((c, i) => `<${tag}${i ? ' class="n"' : ""}>${escapeText(c)}</${tag}>`).join("")}</tr>`;
-  const head = cells(["run", "step", "tokens", "FLOPs", axis.label, curve.metric, "standard error"], "th");
+  const head = cells(["run", "step", "tokens", "FLOPs", axis.label, curve.metric, "standard error", "items"], "th");
   details.insertAdjacentHTML("beforeend", `<table><thead>${head}</thead><tbody>${rows.map((row) => cells(row, "td")).join("")}</tbody></table>`);
 }
 
 function drawLosses(study, state, section) {
-  const grid = section.querySelector(".losses .charts");
-  if (!grid) return;
   const unit = study.axes[state.axis].unit;
   const axes = study.axes.filter((axis) => axis.unit === unit);
-  grid.innerHTML = axes.map(() => "<figure></figure>").join("");
+  const grid = section.querySelector(".charts");
+  if (grid.childElementCount !== axes.length) grid.innerHTML = axes.map(() => "<figure></figure>").join("");
   [...grid.children].forEach((figure, k) => put(figure, (width, height) => lossChart(study, state, axes[k], width, height),
-    (i) => describe(study, i, [`${axes[k].label}: ${fixed(axes[k].values[i])}`])));
+    (i) => describe(study, state, i, [`${axes[k].label}: ${fixed(axes[k].values[i])}`])));
 }
 
-function wire(section) {
-  const study = studies[+section.dataset.study];
-  const state = { axis: study.axis, range: "fitted", progress: "tokens", hidden: new Set() };
-  const articles = [...section.querySelectorAll(".panel")];
-  const drawAll = () => {
-    if (study.axes.length) articles.forEach((article) => drawPanel(study, state, article));
-    if (study.axes.length) drawLosses(study, state, section);
-  };
-  for (const button of section.querySelectorAll("[data-size]")) {
-    const slot = +button.dataset.size;
-    button.querySelector("svg").innerHTML = `<path class="mark" d="${marker(slot, 0, 0, 4.5)}"/>`;
+// One task under all its metrics, on the loss that is chosen.
+function drawMetrics(study, state, section) {
+  const panel = study.panels[+section.querySelector("[data-choose=task]").value];
+  const grid = section.querySelector(".charts");
+  section.querySelector(".of").textContent = panel.title;
+  const together = { ...state, fitted: panel.curves.some((curve) => curve.thresholds[state.axis]?.eta) };
+  grid.innerHTML = panel.curves.map(() => '<figure data-x="loss"></figure>').join("");
+  panel.curves.forEach((curve, k) => put(grid.children[k], (width, height) => panelChart(study, together, panel, curve, "loss", width, height),
+    (i) => describe(study, state, i, [scoreLine(curve, i), `${study.axes[state.axis].label}: ${fixed(study.axes[state.axis].values[i])}`])));
+}
+
+function drawSeeds(study, state, figure) {
+  const panel = study.panels[+figure.dataset.seeds];
+  const { losses, runs } = panel.seeds;
+  put(figure, (width, height) => seedChart(study, state, panel, width, height), ([k, i]) => {
+    const [run, values, errors] = runs.filter(([run]) => !state.hidden.has(slotOf(study, state, run)))[k];
+    const { id, size, seed } = study.runs[run];
+    const lines = [`${panel.curves[panel.default].metric} ${fixed(values[i])} ± ${fixed(errors[i])}`, `at loss ${fixed(losses[i])}, seed ${seed}`];
+    return `<b class="s${slotOf(study, state, run)}">${escapeText(study.sizes[size].name)}</b> ${escapeText(id)}<br>${lines.map(escapeText).join("<br>")}`;
+  });
+}
+
+function fillLegend(study, state, legend, drawAll) {
+  const { names } = study.groups[state.by];
+  legend.innerHTML = names.map((name, slot) => {
+    const note = state.by ? "" : ` <small>${study.sizes[slot].params}</small>`;
+    const mark = `<svg viewBox="-7 -7 14 14" aria-hidden="true"><path class="mark" d="${marker(slot, 0, 0, 4.5)}"/></svg>`;
+    return `<button type="button" class="s${slot}" data-group="${slot}" aria-pressed="${!state.hidden.has(slot)}">${mark}${escapeText(name)}${note}</button>`;
+  }).join("");
+  for (const button of legend.children) {
     button.addEventListener("click", () => {
-      const shown = state.hidden.delete(slot);
+      const slot = +button.dataset.group, shown = state.hidden.delete(slot);
       if (!shown) state.hidden.add(slot);
       button.setAttribute("aria-pressed", shown);
       drawAll();
     });
   }
-  section.addEventListener("change", (event) => {
-    const choice = event.target.dataset.choose;
-    if (choice === "metric") return drawPanel(study, state, event.target.closest(".panel"));
-    if (choice) { state[choice] = choice === "axis" ? +event.target.value : event.target.value; drawAll(); }
+}
+
+function choosePanels(section, state) {
+  const wanted = state.find.toLowerCase();
+  for (const article of section.querySelectorAll(".panel")) {
+    const fits = (state.format === "all" || article.dataset.format === state.format) && article.querySelector("h4").textContent.toLowerCase().includes(wanted);
+    article.hidden = !fits;
+  }
+  const none = section.querySelector(".nothing");
+  if (none) none.hidden = [...section.querySelectorAll(".panel")].some((article) => !article.hidden);
+}
+
+// What is drawn together: its element, how, and whether it must be drawn anew.
+function blocksOf(section, study, state) {
+  const found = [];
+  const add = (element, draw) => { if (element) found.push({ element, draw: () => draw(study, state, element), stale: true, near: false }); };
+  for (const article of section.querySelectorAll(".panel")) add(article, drawPanel);
+  for (const figure of section.querySelectorAll("[data-seeds]")) add(figure, drawSeeds);
+  add(section.querySelector(".metrics"), drawMetrics);
+  add(section.querySelector(".losses"), drawLosses);
+  return found;
+}
+
+const whenIdle = window.requestIdleCallback ?? ((work) => setTimeout(work, 30));
+
+function wire(section) {
+  const study = studies[+section.dataset.study];
+  const state = { axis: study.axis, range: "fitted", progress: "tokens", by: 0, x: innerWidth < 620 ? "loss" : "all", format: "all", find: "", hidden: new Set() };
+  if (!study.axes.length) return () => {};
+  const blocks = blocksOf(section, study, state);
+  const drawOne = (block) => { block.stale = false; block.draw(); };
+  const lacking = () => blocks.filter((block) => block.stale && !block.element.hidden);
+  let idle = 0;
+  const drawRest = () => {
+    const [next, ...more] = lacking();
+    if (next) drawOne(next);
+    idle = more.length ? whenIdle(drawRest) : 0;
+    section.dataset.drawn = !idle;
+  };
+  const drawNear = () => {
+    for (const block of lacking()) if (block.near || printing) drawOne(block);
+    section.dataset.drawn = !lacking().length;
+    if (!idle && lacking().length) idle = whenIdle(drawRest);
+  };
+  const drawAll = () => { blocks.forEach((block) => { block.stale = true; }); drawNear(); };
+  const watcher = new IntersectionObserver((entries) => {
+    for (const entry of entries) blocks.find((block) => block.element === entry.target).near = entry.isIntersecting;
+    drawNear();
+  }, { rootMargin: "600px" });
+  blocks.forEach((block) => watcher.observe(block.element));
+  const redraw = (element) => { const block = blocks.find((b) => b.element === element); block.stale = true; drawNear(); };
+
+  const legend = section.querySelector(".legend");
+  fillLegend(study, state, legend, drawAll);
+  section.addEventListener("input", (event) => {
+    if (event.target.dataset.choose === "find") { state.find = event.target.value; choosePanels(section, state); drawNear(); }
   });
-  section.addEventListener("toggle", (event) => {
-    if (event.target.matches(".values") && event.target.open) drawPanel(study, state, event.target.closest(".panel"));
-  }, true);
-  drawAll();
+  section.addEventListener("change", (event) => {
+    const choice = event.target.dataset.choose, value = event.target.value;
+    if (choice === "metric") return redraw(event.target.closest(".panel"));
+    if (choice === "task") return redraw(event.target.closest(".metrics"));
+    if (!choice || choice === "find") return;
+    state[choice] = choice === "axis" || choice === "by" ? +value : value;
+    if (choice === "by") { state.hidden.clear(); fillLegend(study, state, legend, drawAll); }
+    if (choice === "format") choosePanels(section, state);
+    drawAll();
+  });
+  section.addEventListener("toggle", (event) => { if (event.target.matches(".values") && event.target.open) redraw(event.target.closest(".panel")); }, true);
+  for (const option of section.querySelectorAll("[data-choose=x]")) option.checked = option.value === state.x;
   return drawAll;
 }
 
