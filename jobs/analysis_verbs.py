@@ -10,7 +10,7 @@ import typer
 
 from jobs.console import Format, show
 from jobs.filters import Filters
-from jobs.options import filtered
+from jobs.options import AsFormat, Overrides, Study, filtered
 
 # What a terminal has room for, by heading.
 THRESHOLDS_SHOWN = {
@@ -105,10 +105,33 @@ SCALING_SHOWN = {
     "params_at_eta": "size at eta",
     "params_at_eta_low": "from",
     "params_at_eta_high": "to",
+}
+GAINS_SHOWN = {
+    "study": "study",
+    "loss_dataset": "loss",
+    "loss_unit": "unit",
     "margin": "margin",
-    "params_at_margin": "size beyond",
-    "params_at_margin_low": "from ",
-    "params_at_margin_high": "to ",
+    "fixed": "at fixed",
+    "at": "of",
+    "params": "doubling gains less from size",
+    "low": "from",
+    "high": "to",
+    "range": "range",
+}
+DESIGN_SHOWN = {
+    "sizes": "sizes",
+    "tokens_factor": "x tokens",
+    "checkpoints": "saved",
+    "seeds": "seeds",
+    "items": "items",
+    "n_runs": "runs",
+    "flops": "FLOPs",
+    "found": "found",
+    "half_width": "+-",
+    "error": "error",
+    "coverage": "covers",
+    "reached": "within",
+    "cheapest": "cheapest",
 }
 
 
@@ -122,6 +145,7 @@ def add_analyses(app: typer.Typer) -> None:
     app.command("translate")(filtered(_translate, loss_axis=False))
     app.command("forecast")(filtered(_forecast, loss_axis=False))
     app.command("scaling")(filtered(_scaling, loss_axis=False))
+    app.command("design")(_design)
 
 
 def _thresholds(results: Path, filters: Filters, format: Format) -> None:
@@ -143,7 +167,11 @@ def _same_curve(
     filters: Filters,
     format: Format,
     by: Annotated[
-        str, typer.Option("--by", help="What runs differ in: size, architecture, optimizer, corpus, seed, tokenizer, schedule, study.")
+        str,
+        typer.Option(
+            "--by",
+            help="What runs differ in: size, architecture, optimizer, corpus, seed, tokenizer, schedule, variant, study, a factor.",
+        ),
     ] = "size",
     margin: Annotated[float, typer.Option("--margin", metavar="POINTS", help="A smaller difference counts as none.")] = 2.0,
 ) -> None:
@@ -218,9 +246,58 @@ def _scaling(
         float | None, typer.Option("--tokens", metavar="D", help="After so many tokens (default: the most of a run).")
     ] = None,
     margin: Annotated[float, typer.Option("--margin", help="What doubling the size must gain at least, in the loss's unit.")] = 0.02,
+    compute: Annotated[
+        float | None, typer.Option("--compute", metavar="C", help="That gain at so many FLOPs too (default: the most of a run).")
+    ] = None,
 ) -> None:
-    """How loss follows size and data, and at which size it passes a threshold."""
-    from jobs.scaling import laws
+    """How loss follows size and data, at which size it passes a threshold, and from which on more size gains little."""
+    from jobs.scaling import gains, laws
 
-    found = laws(results, filters, eta=eta, tokens=tokens, margin=margin)
+    found = laws(results, filters, eta=eta, tokens=tokens, margin=margin, compute=compute)
     show(found, format, columns=SCALING_SHOWN)
+    if format is Format.table:
+        show(gains(found), columns=GAINS_SHOWN)
+
+
+def _design(
+    study: Study,
+    eta: Annotated[float, typer.Option("--eta", metavar="LOSS", help="Where the ability is expected to appear, in nats/token.")],
+    within: Annotated[float, typer.Option("--within", metavar="NATS", help="How closely eta is wanted.")] = 0.05,
+    unsure: Annotated[float, typer.Option("--unsure", metavar="NATS", help="How far from --eta it may lie.")] = 0.1,
+    rise: Annotated[
+        str, typer.Option("--rise", metavar="A,B", help="How it rises: linear, jump, slow start, ... (docs/DESIGN.md).")
+    ] = "linear",
+    sizes: Annotated[str | None, typer.Option("--sizes", metavar="K,K", help="How many sizes (default: 1, 2 and 4, or all).")] = None,
+    tokens: Annotated[str, typer.Option("--tokens", metavar="X,X", help="Multiples of the study's tokens.")] = "0.5,1",
+    checkpoints: Annotated[str, typer.Option("--checkpoints", metavar="N,N", help="Checkpoints of a run.")] = "20,60",
+    seeds: Annotated[str, typer.Option("--seeds", metavar="N,N", help="Runs of a size.")] = "1,2",
+    items: Annotated[str, typer.Option("--items", metavar="N,N", help="Items of the task.")] = "500,2000",
+    chance: Annotated[float, typer.Option("--chance", help="What guessing scores.")] = 0.25,
+    spread: Annotated[float, typer.Option("--spread", metavar="NATS", help="Standard deviation of eta between runs.")] = 0.02,
+    wobble: Annotated[float, typer.Option("--wobble", help="That of a checkpoint's true score, in parts of chance to best.")] = 0.01,
+    item_tokens: Annotated[int, typer.Option("--item-tokens", metavar="T", help="Tokens of an item, all options, for the cost.")] = 256,
+    law: Annotated[
+        str | None, typer.Option("--law", metavar="A,ALPHA,B,BETA,E", help="Loss by size and tokens (default: Hoffmann et al. 2022).")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", metavar="DIR", help="Fit the law to the study's checkpoints in these results.")
+    ] = None,
+    loss_dataset: Annotated[str, typer.Option("--loss-dataset", help="With --results: the loss to fit.")] = "heldout",
+    curves: Annotated[int, typer.Option("--curves", min=2, help="Simulated curves a design; time grows with it.")] = 12,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the simulation.")] = 0,
+    overrides: Overrides = None,
+    format: AsFormat = Format.table,
+) -> None:
+    """How many sizes, tokens, checkpoints, seeds and items place a threshold closely enough, by simulation."""
+    from jobs.design import design, grid_of, law_of, summary
+    from losslens.analysis.design import Ability
+    from losslens.analysis.simulated import Noise
+    from losslens.specs import load_study
+
+    spec = load_study(study, overrides or ())
+    grid, known = grid_of(spec, sizes, tokens, checkpoints, seeds, items), law_of(spec, law, results, loss_dataset)
+    ability, noise = Ability(eta, unsure, tuple(name.strip() for name in rise.split(","))), Noise(0, chance, spread, wobble)
+    rows = design(spec, grid, ability, noise, known, within=within, item_tokens=item_tokens, curves=curves, seed=seed)
+    show(rows, format, columns=DESIGN_SHOWN)
+    for line in summary(rows, known):
+        print(line, file=sys.stderr)

@@ -5,36 +5,21 @@ Model and constants of the analysis were chosen on the shapes of `TUNED`; those 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
+from losslens.analysis.curves import Floats
+from losslens.analysis.simulated import RISES as BY_NAME
+from losslens.analysis.simulated import Noise, Shape, curve_table, simulated_runs
+
+__all__ = ["CHANCE", "ETA", "HELD_OUT", "OTHERS", "RISES", "SHAPES", "TUNED", "Floats", "curve_table", "performance", "simulate"]
+
 ETA = 2.2  # planted threshold of the `onset` shapes
 CHANCE = 0.25
 
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-Shape = Callable[[Floats], Floats]
-
-RISES: dict[str, Shape] = {
-    # normalised performance at a distance below eta
-    "onset, linear": lambda below: np.minimum(1.2 * below, 0.9),
-    "onset, saturating": lambda below: 0.8 * -np.expm1(-below / 0.2),
-    "onset, jump": lambda below: np.where(below > 0, 0.4 + 0.5 * below, 0.0),
-    "onset, slow start": lambda below: 0.9 * -np.expm1(-((below / 0.4) ** 2)),
-    "onset, step": lambda below: np.where(below > 0, 0.6, 0.0),
-    "onset, root": lambda below: 0.7 * np.sqrt(np.minimum(below / 0.8, 1.0)),
-    "onset, small jump": lambda below: np.where(below > 0, 0.15 + 0.6 * below, 0.0),
-    "onset, power 1.5": lambda below: 0.8 * -np.expm1(-((below / 0.3) ** 1.5)),
-    "onset, very slow start": lambda below: 0.9 * -np.expm1(-((below / 0.5) ** 3)),
-    "onset, logarithmic": lambda below: 0.25 * np.log1p(below / 0.1),
-    "onset, hyperbolic tangent": lambda below: 0.8 * np.tanh(below / 0.35),
-    "onset, half a cosine": lambda below: 0.45 * (1 - np.cos(np.pi * np.minimum(below / 0.8, 1.0))),
-    "onset, two stages": lambda below: 0.3 * np.minimum(below / 0.1, 1.0) + 0.4 * np.clip((below - 0.4) / 0.3, 0.0, 1.0),
-    "onset, jump then slow": lambda below: np.where(below > 0, 0.25 + 0.5 * np.minimum(below, 1.0) ** 2, 0.0),
-    "onset, power 1.25": lambda below: 0.8 * np.minimum(below / 0.9, 1.0) ** 1.25,
-}
+RISES: dict[str, Shape] = {f"onset, {name}": rise for name, rise in BY_NAME.items()}
 OTHERS: dict[str, tuple[str, Shape]] = {
     # what an honest analysis says, normalised performance at each loss
     "gradual, linear": ("gradual", lambda loss: 0.7 * (4.2 - loss) / 2.8),
@@ -70,20 +55,12 @@ def simulate(
 ) -> pa.Table:
     """Rows of view `curve`: `runs` trainings of a family, each from a loss of 4 down to its own lowest.
 
-    `spread` is the standard deviation between runs of the loss at which they reach the same performance (in the loss's
-    unit), `wobble` that of a checkpoint's true performance (normalised), of which a share `memory` stays to the next
-    checkpoint; `items` gives the binomial noise on top. `spacing`: even in loss, or wider early as in training.
+    `items`, `chance`, `spread`, `wobble` and `memory` are those of `Noise`. `spacing`: even in loss, or wider early as in training.
     """
     random = np.random.default_rng([seed, *shape.encode(), runs, items])
-    rows: list[dict[str, Any]] = []
-    for run in range(runs):
-        loss = _losses(1.4 + 0.1 * run / max(runs - 1, 1), checkpoints, spacing) + random.normal(0, 0.01, checkpoints)
-        gain = performance(shape, loss - random.normal(0, spread), eta) + _wobble(random, checkpoints, wobble, memory)
-        value = random.binomial(items, np.clip(chance + (1 - chance) * gain, 0, 1)) / items
-        rows.append({"step": 0, "loss": 4.85, "value": random.binomial(items, chance) / items, "run_id": f"run{run}"})
-        points = zip(loss.tolist(), value.tolist(), strict=True)
-        rows.extend({"step": step, "loss": x, "value": y, "run_id": f"run{run}"} for step, (x, y) in enumerate(points, 1))
-    return curve_table(rows, n=items, chance=chance)
+    paths = [_losses(1.4 + 0.1 * run / max(runs - 1, 1), checkpoints, spacing) for run in range(runs)]
+    noise = Noise(items, chance, spread, wobble, memory)
+    return simulated_runs(paths, lambda loss: performance(shape, loss, eta), noise, random, untrained=4.85)
 
 
 def performance(shape: str, loss: Floats, eta: float = ETA) -> Floats:
@@ -99,25 +76,3 @@ def _losses(lowest: float, checkpoints: int, spacing: str) -> Floats:
     progress = np.geomspace(0.025, 1.0, checkpoints)
     falling: Floats = lowest + (4.0 - lowest) * ((1 / progress) ** 0.35 - 1) / (40**0.35 - 1)
     return falling
-
-
-def _wobble(random: np.random.Generator, checkpoints: int, size: float, memory: float) -> Floats:
-    fresh = random.normal(0, size, checkpoints)
-    for place in range(1, checkpoints):
-        fresh[place] = memory * fresh[place - 1] + (1 - memory**2) ** 0.5 * fresh[place]
-    return fresh
-
-
-def curve_table(rows: list[dict[str, Any]], *, n: int, chance: float, **names: Any) -> pa.Table:
-    """Rows of view `curve` from rows with at least run_id, step, loss and value: an accuracy over `n` items."""
-    same = {
-        "study": "s",
-        "task": "t",
-        "format": "letter",
-        "shots": 0,
-        "metric": "acc",
-        "loss_dataset": "heldout",
-        "loss_unit": "nats/token",
-    }
-    rest = {"n": n, "chance": chance, "higher_is_better": True, "tokens": None}
-    return pa.Table.from_pylist([same | rest | names | {"stderr": (row["value"] * (1 - row["value"]) / n) ** 0.5} | row for row in rows])

@@ -11,6 +11,7 @@ from jobs.filters import Filters
 from jobs.scaling import laws
 from losslens.analysis.laws import Law
 from losslens.analysis.links import LINKS
+from losslens.analysis.marginal import beyond_at_data
 from losslens.analysis.scaling import Losses, Named, fitted, scaling
 from losslens.analysis.scaling_laws import LOSS_LAWS, ONE_STAGES, SIZE
 from losslens.errors import UserError
@@ -54,7 +55,7 @@ def test_the_size_at_a_threshold_is_the_inverse_of_the_law() -> None:
 def test_beyond_the_margin_doubling_gains_less() -> None:
     best = fitted(planted())
     assert best is not None
-    size, tokens = best.params_beyond(0.02), np.array([1e12])
+    size, tokens = beyond_at_data(best.constants, 0.02), np.array([1e12])
     gain = best.loss(np.array([size]), tokens) - best.loss(np.array([2 * size]), tokens)
     assert gain[0] == pytest.approx(0.02, rel=1e-6)
 
@@ -122,8 +123,8 @@ def test_the_verb_reads_a_study_and_its_thresholds(tmp_path: Path) -> None:
     ("filters", "options", "sentence"),
     [
         (Filters(loss_dataset="nothing"), {}, "No loss of a run with known size"),
-        (Filters(), {"margin": 0.0}, "Margin and tokens are numbers above 0"),
-        (Filters(), {"tokens": -1.0}, "Margin and tokens are numbers above 0"),
+        (Filters(), {"margin": 0.0}, "Margin, tokens and compute are numbers above 0"),
+        (Filters(), {"tokens": -1.0}, "Margin, tokens and compute are numbers above 0"),
     ],
 )
 def test_bad_input_is_one_sentence(filters: Filters, options: dict[str, float], sentence: str, tmp_path: Path) -> None:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from losslens.analysis.curves import Floats, Ints
+
+_TAIL = 0.025
+
+
+def ends_of(value: float, resampled: Sequence[float], name: str) -> dict[str, float | None]:
+    """The value and its 95 % interval over resamples, as columns; None for infinite."""
+    low, high = np.quantile(resampled, [_TAIL, 1 - _TAIL], method="nearest") if resampled else (np.nan, np.nan)
+    given = {name: value, f"{name}_low": min(float(low), value), f"{name}_high": max(float(high), value)}
+    return {key: number if np.isfinite(number) else None for key, number in given.items()}
 
 
 def block_weights(run: Ints, *, count: int, seed: int) -> Floats:

@@ -19,8 +19,9 @@ from losslens.analysis.curves import Curve, Floats, Ints, split
 from losslens.analysis.effect import Compared, Effect, Points, effect_of
 from losslens.errors import UserError
 from losslens.results.tables import SAME_CURVE
+from losslens.specs import levels_of
 
-By = Literal["size", "architecture", "optimizer", "corpus", "seed", "tokenizer", "schedule", "study"]
+By = Literal["size", "architecture", "optimizer", "corpus", "seed", "tokenizer", "schedule", "variant", "study"]
 Axis = Literal["loss", "flops", "tokens"]
 Verdict = Literal["same", "different", "undecided"]
 
@@ -37,8 +38,9 @@ class Contrast:
     z: Floats
 
 
-def same_curve(curve: pa.Table, runs: pa.Table, *, by: By = "size", margin: float = MARGIN) -> pa.Table:
-    """For each curve of view `curve` and each axis, what the property `by` of view `runs` adds at equal position.
+def same_curve(curve: pa.Table, runs: pa.Table, *, by: str = "size", margin: float = MARGIN) -> pa.Table:
+    """For each curve of view `curve` and each axis, what the property `by` of view `runs` adds at equal position: a column of it, or
+    a factor of a study's variants.
 
     One row for each level against the reference; by size one for the largest against the smallest. Effects in points, a
     hundredth of the metric's unit, in its own sign. Columns: `losslens.results.tables.SAME_CURVE`.
@@ -46,13 +48,14 @@ def same_curve(curve: pa.Table, runs: pa.Table, *, by: By = "size", margin: floa
     Raises:
         UserError: `by` names no property, or the margin is not above 0.
     """
-    if by not in get_args(By):
-        raise UserError(f"Runs cannot be compared by {by!r}.", f"Compare them by {', '.join(get_args(By))}.")
+    known = {str(row["run_id"]): levels_of(row.get("variant")) | row for row in runs.to_pylist()}
+    factors = sorted({factor for row in known.values() for factor in levels_of(row.get("variant"))} - set(get_args(By)))
+    if by not in (*get_args(By), *factors):
+        raise UserError(f"Runs cannot be compared by {by!r}.", f"Compare them by {', '.join((*get_args(By), *factors))}.")
     if not 0 < margin < np.inf:
         raise UserError(f"An equivalence margin of {margin:g} points leaves nothing to decide.", "Give one above 0, such as 2.")
     about = {"property": by, "margin": margin, "method": "same-curve/1", "computed_at": datetime.now(UTC)}
     table = curve if by in WITHIN_A_STUDY else _together(curve)
-    known = {str(row["run_id"]): row for row in runs.to_pylist()}
     shared: dict[Any, _AlongAxis] = {}
     rows = [
         key._asdict() | about | row
@@ -75,7 +78,7 @@ def verdict_of(effect: Effect, margin: float) -> tuple[Verdict, str | None]:
     return "undecided", "the interval holds both no effect and one beyond the margin"
 
 
-def contrasts(labels: list[Any], params: list[int | None], by: By) -> list[Contrast]:
+def contrasts(labels: list[Any], params: list[int | None], by: str) -> list[Contrast]:
     """What to compare, from the label and the parameters of each run: by size, where all are known, one slope over log parameters
     from the smallest to the largest; otherwise each level with the one that most runs have."""
     names = ["" if label is None else str(label) for label in labels]
@@ -104,7 +107,7 @@ class _AlongAxis:
 
 
 def _rows(
-    table: pa.Table, curve: Curve, known: Mapping[str, Mapping[str, Any]], by: By, margin: float, shared: dict[Any, _AlongAxis]
+    table: pa.Table, curve: Curve, known: Mapping[str, Mapping[str, Any]], by: str, margin: float, shared: dict[Any, _AlongAxis]
 ) -> Iterator[dict[str, Any]]:
     _, first, run = np.unique(curve.run, return_index=True, return_inverse=True)
     about = [known.get(str(name), {}) for name in table["run_id"].take(pa.array(curve.row[first])).to_pylist()]

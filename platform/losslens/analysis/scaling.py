@@ -1,9 +1,8 @@
 """How loss follows size and data, and what follows from that: the size at which it passes a threshold, and the size beyond
-which a larger model gains next to nothing.
+which a larger model gains next to nothing (`marginal`).
 
     L(N, D) = A / N^alpha + B / D^beta + E                               without B where runs cannot tell
     N(eta, D) = (A / (eta - E - B / D^beta))^(1 / alpha)                 the paper's Eq. 5, with tokens
-    L(N, D) - L(2 N, D) = A (1 - 2^-alpha) / N^alpha < margin            from N = (A (1 - 2^-alpha) / margin)^(1 / alpha) on
 
 Intervals are 95 %, over resamples of runs.
 """
@@ -19,18 +18,21 @@ import pyarrow as pa
 
 from losslens.analysis.curves import Floats
 from losslens.analysis.laws import Fit, Law
+from losslens.analysis.marginal import marginal
+from losslens.analysis.resampling import ends_of
 from losslens.analysis.scaling_laws import SIZE, TOKENS_AND_SIZE, exponent
 
-_F, _S, _I = pa.float64(), pa.string(), pa.int64()
+_F, _S, _I, _B = pa.float64(), pa.string(), pa.int64(), pa.bool_()
 COLUMNS = pa.schema(
     [("study", _S), ("loss_dataset", _S), ("loss_unit", _S), ("law", _S), ("a", _F), ("alpha", _F), ("b", _F), ("beta", _F)]
     + [("floor", _F), ("fit_error", _F), ("held_out_error", _F), ("n_runs", _I), ("n_sizes", _I), ("tokens", _F), ("task", _S)]
     + [("eta", _F), ("params_at_eta", _F), ("params_at_eta_low", _F), ("params_at_eta_high", _F)]
-    + [("margin", _F), ("params_at_margin", _F), ("params_at_margin_low", _F), ("params_at_margin_high", _F), ("method", _S)]
+    + [("margin", _F), ("params_at_margin", _F), ("params_at_margin_low", _F), ("params_at_margin_high", _F)]
+    + [("margin_extrapolated", _B), ("compute", _F), ("params_at_margin_compute", _F), ("params_at_margin_compute_low", _F)]
+    + [("params_at_margin_compute_high", _F), ("margin_compute_extrapolated", _B), ("method", _S)]
 )
 _RESAMPLES = 100
 _SAME_TOKENS = 1.05  # ratio up to which runs read equally much, so that only L(N) can be told
-_TAIL = 0.025
 Progress = Callable[[int, int, str], None]
 Named = tuple[str | None, str, str]  # study, dataset, unit
 
@@ -80,11 +82,6 @@ class Scaled:
         left = eta - (c["floor"] or 0.0) - data
         return _power((c["a"] or 0.0) / left, 1 / (c["alpha"] or 1.0)) if left > 0 else float("inf")
 
-    def params_beyond(self, margin: float) -> float:
-        """The size from which on doubling it lowers the loss by less than `margin`, whatever the tokens."""
-        a, alpha = self.constants["a"] or 0.0, self.constants["alpha"] or 1.0
-        return _power(a * (1 - 2**-alpha) / margin, 1 / alpha)
-
 
 def _moved(level: float, slope: float, centre: float) -> float:
     return float(np.exp(np.clip(level + float(exponent(np.asarray(slope))) * centre, -700, 700)))
@@ -115,12 +112,14 @@ def scaling(
     *,
     tokens: float | None = None,
     margin: float = 0.02,
+    compute: float | None = None,
     seed: int = 0,
     progress: Progress = lambda done, total, what: None,
 ) -> pa.Table:
     """One row for each loss and threshold, or one without threshold where there is none; columns: `COLUMNS`.
 
-    `etas` maps (study, dataset, unit) to (task, eta). `tokens` defaults to the most that a run of the study read.
+    `etas` maps (study, dataset, unit) to (task, eta). `tokens` defaults to the most that a run of the study read, `compute` (FLOPs, at
+    which `margin` is asked too) to the most that one took.
     """
     rows: list[dict[str, Any]] = []
     for number, losses in enumerate(measured):
@@ -131,13 +130,14 @@ def scaling(
         told = {"study": losses.study, "loss_dataset": losses.dataset, "loss_unit": losses.unit}
         shared = told | best.constants | _quality(losses, best) | {"method": f"law/1, {_RESAMPLES} resamples of runs, seed {seed}"}
         resamples = _resamples(losses, best, seed)
-        beyond = _interval(best.params_beyond(margin), [one.params_beyond(margin) for one in resamples], "params_at_margin")
+        refits = [one.constants for one in resamples]
+        beyond = marginal(best.constants, refits, losses.params, losses.tokens, margin=margin, compute=compute)
         asked: Sequence[tuple[str | None, float | None]] = etas.get((losses.study, losses.dataset, losses.unit)) or [(None, None)]
         for task, eta in asked:
             at = tokens or float(losses.tokens.max())
-            row = shared | beyond | {"margin": margin, "tokens": None if best.fit.law is SIZE else at, "task": task, "eta": eta}
+            row = shared | beyond | {"tokens": None if best.fit.law is SIZE else at, "task": task, "eta": eta}
             if eta is not None:
-                row |= _interval(best.params_at(eta, at), [one.params_at(eta, at) for one in resamples], "params_at_eta")
+                row |= ends_of(best.params_at(eta, at), [one.params_at(eta, at) for one in resamples], "params_at_eta")
             rows.append(row)
     progress(len(measured), len(measured), "")
     return pa.Table.from_pylist(rows, schema=COLUMNS)
@@ -162,10 +162,3 @@ def _resamples(losses: Losses, best: Scaled, seed: int) -> list[Scaled]:
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
     found = [fitted(losses, weights.astype(np.float64), best) for weights in drawn]
     return [one for one in found if one is not None]
-
-
-def _interval(value: float, resampled: Sequence[float], name: str) -> dict[str, float | None]:
-    """The value and its 95 % interval; None for infinite, which is: no size."""
-    low, high = np.quantile(resampled, [_TAIL, 1 - _TAIL], method="nearest") if resampled else (np.nan, np.nan)
-    given = {name: value, f"{name}_low": min(float(low), value), f"{name}_high": max(float(high), value)}
-    return {key: number if np.isfinite(number) else None for key, number in given.items()}
