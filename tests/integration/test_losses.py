@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from subprocess import CompletedProcess
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +26,7 @@ from losslens.families import Shape
 from losslens.models import build, write_hugging_face
 from losslens.models.export import hugging_face_state
 from losslens.results import Results
-from losslens.training.heldout import heldout_losses
+from losslens.training.heldout import Heldout
 from tests.held_out import BYTES, CHINESE, DOCUMENTS, ENGLISH, byte_level, packed, sentencepiece_like
 
 WINDOW = 64
@@ -127,9 +126,8 @@ def test_packed_rows_give_what_training_measures(torch_engine: Engine, models: d
     directory = models["byte_level"]
     kept = packed(tmp_path / "packed", byte_level(tmp_path / "tokenizer"), {"en": [ENGLISH * 12], "zh": [CHINESE * 4]}, seq_len=WINDOW)
     plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    trainer: Any = SimpleNamespace(model=lambda tokens: plain(tokens, use_cache=False).logits, device="cpu", autocast=nullcontext)
-    weights = dict(zip(kept.sources, kept.weights, strict=True))
-    expected = heldout_losses(trainer, {name: kept.heldout(name) for name in kept.sources}, weights)
+    heldout = Heldout({name: kept.heldout(name) for name in kept.sources}, dict(zip(kept.sources, kept.weights, strict=True)))
+    expected = heldout.losses(heldout.nats(lambda tokens: plain(tokens, use_cache=False).logits, nullcontext))
     torch_engine.load(directory)
     (axis,) = loss_corpora([f"heldout={kept.dir}"], None)
     found = {(row["dataset"], row["unit"]): row for row in measure(torch_engine, encoder_of(directory), axis, None)}
@@ -154,7 +152,8 @@ def test_losses_are_measured_once(models: dict[str, Path], corpus: LossCorpus, t
         return rows
 
     rows = run([], [corpus])
-    assert [(row["dataset"], row["unit"], row["bytes"]) for row in rows] == [("mine", "bits/byte", BYTES), ("mine", "nats/token", BYTES)]
+    units = ("bits/byte", "nats/token", "nats/token_vs_unigram")
+    assert [(row["dataset"], row["unit"], row["bytes"]) for row in rows] == [("mine", unit, BYTES) for unit in units]
     before = parts(results)
     assert run([], [corpus]) == rows
     assert parts(results) == before

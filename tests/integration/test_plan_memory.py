@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor, UntypedStorage
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -27,13 +26,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from losslens.families import PlannedRun, Shape, planned_runs
 from losslens.families.memory import Layout, activations, replicated, sharded
+from losslens.models import cross_entropy
 from losslens.models.adapted import AdaptedModel
 from losslens.models.config import transformers_config
 from losslens.models.decoder import Block, Decoder
 from losslens.models.language_model import LanguageModel
 from losslens.specs import TrainingSpec, load_study
+from losslens.training import sharding
+from losslens.training.blocks import recompute_blocks
 from losslens.training.loop import Trainer
 from losslens.training.optimizers import Optimizers
+from losslens.training.sharding import Shards
 
 EAGER = ("training.compile=false", "training.schedule={name: constant}")
 SIZES = ("300M", "540M", "1B", "1.5B", "3B", "6B", "32B")
@@ -212,8 +215,11 @@ def test_activations_of_other_blocks(overrides: tuple[str, ...], fake: FakeTenso
     ],
 )
 @pytest.mark.parametrize("vocabulary", [65024, 257])
-def test_the_loop_holds_what_is_planned(vocabulary: int, overrides: tuple[str, ...], fake: FakeTensorMode) -> None:
-    """A whole update after a first one has made the optimizer's state, every storage counted."""
+def test_the_loop_holds_what_is_planned(
+    vocabulary: int, overrides: tuple[str, ...], fake: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole update after a first one has made the optimizer's state, every storage counted; logits come in blocks as on a GPU."""
+    monkeypatch.setattr(cross_entropy, "CPU_BLOCK", cross_entropy.GPU_BLOCK)
     shape, spec = replace(runs()["300M"].shape, layers=3, vocab_size=vocabulary), training(*overrides)
     held = Held()
     with held:
@@ -228,24 +234,31 @@ def test_the_loop_holds_what_is_planned(vocabulary: int, overrides: tuple[str, .
 
 
 @pytest.mark.parametrize("size", ["300M", "1B", "32B"])
-def test_fsdp_holds_no_more_than_is_planned(size: str, mesh: DeviceMesh, fake: FakeTensorMode) -> None:
-    """Forward and backward pass of six blocks, what the owners of weights hold (bytes a parameter) left out."""
-    shape, spec = replace(runs()[size].shape, layers=6), training()
-    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+@pytest.mark.parametrize("overrides", [(), ("training.micro_batch=1",)])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_shards_hold_no_more_than_is_planned(
+    size: str, overrides: tuple[str, ...], recompute: bool, mesh: DeviceMesh, fake: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole update of six blocks on one of 16 ranks, after a first one; logits come in blocks as on a GPU. With exact sums of two
+    micro-batches: the second finds what the first has left."""
+    monkeypatch.setattr(sharding, "init_device_mesh", lambda *_: mesh)
+    monkeypatch.setattr(cross_entropy, "CPU_BLOCK", cross_entropy.GPU_BLOCK)
+    shape, spec = replace(runs()[size].shape, layers=6), training(*overrides)
+    passes = 2 if spec.micro_batch else 1
     held = Held()
     with held:
         model = Decoder(shape)
-        for part in (*model.model.layers, model):
-            fully_shard(part, mesh=mesh, mp_policy=mixed)
-        rows = torch.zeros(1, shape.seq_len, dtype=torch.long)
+        if recompute:
+            recompute_blocks(model)
+        shards = Shards(model, torch.device("cpu"), precision="bf16", exact=spec.micro_batch is not None, largest=passes)
+        optimizers = Optimizers(shards.owned, spec.optimizer, peak_lr=1e-3, width=shape.d_model)
+        train = Trainer(model, optimizers, spec, 4, 16 * passes, shape.seq_len, torch.device("cpu"), spec.micro_batch, shards=shards)
+        rows = torch.zeros(passes, shape.seq_len + 1, dtype=torch.long)
+        train.update(rows)
         held.peak = 0
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(rows)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), rows.flatten(), reduction="sum")
-        del logits
-        loss.backward()  # type: ignore[no-untyped-call]
-    memory = sharded(shape, spec, Layout(16))
-    planned = memory.gathered + memory.activations + memory.workspace
-    print(f"{size}, six blocks: {planned / 1e9:.3f} GB planned, {held.peak / 1e9:.3f} held")
+        train.update(rows)
+    planned = sharded(shape, spec, Layout(16, recompute=recompute)).total
+    print(f"{size}, six blocks{', exact' if overrides else ''}{', recomputed' if recompute else ''}: {planned / 1e9:.3f} GB", end=" ")
+    print(f"planned, {held.peak / 1e9:.3f} held")
     assert held.peak <= 1.01 * planned
     assert planned <= 1.2 * held.peak

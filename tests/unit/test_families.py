@@ -153,7 +153,7 @@ def test_more_gpus_never_need_more_memory_each(shape: Shape, training: TrainingS
 @given(shape=shapes, training=trainings, layout=layouts, longer=st.integers(1, 10**5))
 def test_longer_sequences_never_need_less(shape: Shape, training: TrainingSpec, layout: Layout, longer: int) -> None:
     stretched = replace(shape, seq_len=shape.seq_len + longer)
-    assert sharded(stretched, training, layout).total > sharded(shape, training, layout).total
+    assert sharded(stretched, training, layout).total >= sharded(shape, training, layout).total  # equal where no activations are left
 
 
 @given(shape=shapes, training=trainings, layout=layouts)

@@ -24,7 +24,9 @@ from eval_service.fake import FakeEngine, fake_logprob
 from eval_service.loss_corpus import LossCorpus, PackedRows, loss_corpora, made_by, packed_rows, require_one_meaning, texts, unpacked
 from eval_service.losses import Tally, document_windows, measure, stored_methods, tallied, windows
 from eval_service.planner import Floats
+from eval_service.questions import Asked
 from losslens.corpus.tokenizer import make
+from losslens.corpus.unigram import unigram_nats
 from losslens.errors import DataMismatch, EnvironmentFailure, UserError
 from losslens.results import Results
 from losslens.specs import TokenizerSpec
@@ -207,7 +209,7 @@ def test_every_kind_of_file_and_a_folder_of_sources(tmp_path: Path, encoders: di
     (whole / "zh" / "c.txt").write_text(CHINESE, encoding="utf-8")
     (corpus,) = loss_corpora([str(whole)], None)
     rows = measure(engine, encoders["byte_level"], corpus, None)
-    assert [r["dataset"] for r in rows] == [name for name in ("whole/en", "whole/zh", "whole") for _ in range(2)]
+    assert [r["dataset"] for r in rows] == [name for name in ("whole/en", "whole/zh", "whole") for _ in range(3)]
     parts = [row(rows, f"whole/{name}") for name in ("en", "zh")]
     assert row(rows, "whole")["tokens"] == sum(part["tokens"] for part in parts)
     pooled = sum(part["value"] * part["tokens"] for part in parts) / row(rows, "whole")["tokens"]
@@ -335,7 +337,8 @@ def test_rows_that_are_streams_of_their_own_are_told_apart(tmp_path: Path) -> No
 def test_what_a_checkpoint_lacks(tmp_path: Path) -> None:
     corpus = raw(tmp_path)
     checkpoints = [Checkpoint("a", "a"), Checkpoint("b", "b")]
-    assert pending(checkpoints, {("a", "t", 1)}, {"t": 1}, {("b", "corpus")}, [corpus])[0].losses == (corpus,)
+    asked = Asked("t", "text")
+    assert pending(checkpoints, {("a", asked, 1)}, {asked: 1}, {("b", "corpus")}, [corpus])[0].losses == (corpus,)
     assert [(a.checkpoint.checkpoint_id, a.tasks, a.losses) for a in pending(checkpoints, set(), {}, {("b", "corpus")}, [corpus])] == [
         ("a", (), (corpus,))
     ]
@@ -350,3 +353,33 @@ def test_methods_of_what_is_stored(tmp_path: Path) -> None:
     one: dict[str, Any] = {"dataset": "heldout", "unit": "nats/token", "value": 1.0}
     results.write("losses", [one | {"checkpoint_id": "r/1"}, one | {"checkpoint_id": "s/1"}, one | {"checkpoint_id": "t", "method": "m"}])
     assert stored_methods(tmp_path) == {"heldout": {"r/1": "rows abc", "s/1": None, "t": "m"}}
+
+
+def test_loss_against_the_unigram_model(tmp_path: Path, encoders: dict[str, HubEncoder], engine: FakeEngine) -> None:
+    """Of the tokens that are scored, whatever windows they are scored in, start tokens left out; source by source."""
+    whole = tmp_path / "whole"
+    for name, text in (("en", ENGLISH * 9), ("zh", CHINESE * 9)):
+        (whole / name).mkdir(parents=True)
+        (whole / name / "c.jsonl").write_text("".join(json.dumps({"text": text[:n]}) + "\n" for n in (40, 200)), encoding="utf-8")
+    for encoder in (encoders["byte_level"], encoders["sentencepiece"]):
+        (corpus,) = loss_corpora([str(whole)], 5)
+        rows = measure(engine, encoder, corpus, 900)
+        pooled = np.zeros(900, np.int64)
+        for name, text in (("en", ENGLISH * 9), ("zh", CHINESE * 9)):
+            ids = np.concatenate([encoder.literally([text[:n]])[0] for n in (40, 200)])
+            counts = np.bincount(ids, minlength=900)
+            pooled += counts
+            plain, against = (row(rows, f"whole/{name}", unit) for unit in ("nats/token", "nats/token_vs_unigram"))
+            assert against["value"] == pytest.approx(plain["value"] - unigram_nats(counts, 900))
+            assert (against["tokens"], against["bytes"], against["stderr"]) == (plain["tokens"], plain["bytes"], plain["stderr"])
+        plain, against = (row(rows, "whole", unit) for unit in ("nats/token", "nats/token_vs_unigram"))
+        assert against["value"] == pytest.approx(plain["value"] - unigram_nats(pooled, 900))
+
+
+def test_bytes_of_special_words_spaces_and_characters(tmp_path: Path, encoders: dict[str, HubEncoder], engine: FakeEngine) -> None:
+    """Leading and double spaces, an emoji of several code points, a combining accent, and words that spell special tokens."""
+    texts = ["  two leading, two  inside ", "\n\ttabs\n\n", "e\u0301 👩🏽‍🚀 ﬁ", "<s> </s> <|endoftext|> <unk>", "中文 and English混排"]
+    for name in ("byte_level", "sentencepiece"):
+        rows = measure(engine, encoders[name], raw(tmp_path, texts, 3), None)
+        assert row(rows, "corpus", "bits/byte")["bytes"] == sum(len(text.encode()) for text in texts)
+        assert row(rows, "corpus")["tokens"] == sum(map(len, encoders[name].literally(texts)))

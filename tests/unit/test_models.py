@@ -13,16 +13,19 @@ from transformers import AutoModelForCausalLM
 from losslens.errors import DataMismatch, UserError
 from losslens.families import Shape
 from losslens.models import build, roles, shape_from_config, transformers_config, write_hugging_face
+from losslens.models.adapted import unevenness
 from losslens.models.decoder import BLOCK
 from losslens.models.export import hugging_face_state, module_state
 from losslens.models.scoring import load_for_scoring
 
 VOCABULARY = 97
+ARCHITECTURES = ["paper", "llama", "gpt_neox", "mixtral", "mamba2"]
+OWN: dict[str, dict[str, int]] = {"mixtral": {"experts": 5, "active_experts": 2}, "mamba2": {"state_size": 12}}
 
 
 def shape(architecture: str = "paper", *, tie: bool = False, seq_len: int = 64) -> Shape:
-    kv_heads = 4 if architecture == "gpt_neox" else 2
-    return Shape(architecture, VOCABULARY, 64, 176, 4, kv_heads, 3, seq_len, 1000.0, tie)
+    kv_heads = 4 if architecture in ("gpt_neox", "mamba2") else 2
+    return Shape(architecture, VOCABULARY, 64, 176, 4, kv_heads, 3, seq_len, 1000.0, tie, **OWN.get(architecture, {}))
 
 
 def save(directory: Path, of: Shape, seed: int = 3) -> torch.nn.Module:
@@ -39,7 +42,7 @@ def tokens() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tie", [False, True])
-@pytest.mark.parametrize("architecture", ["paper", "llama", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_saved_model_is_the_same_model_in_transformers(tmp_path: Path, tokens: torch.Tensor, architecture: str, tie: bool) -> None:
     model = save(tmp_path, shape(architecture, tie=tie))
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
@@ -63,18 +66,45 @@ def test_both_ways_of_attention_agree(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("tie", [False, True])
-@pytest.mark.parametrize("architecture", ["paper", "llama", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_counted_parameters_are_the_real_ones(architecture: str, tie: bool) -> None:
     of = shape(architecture, tie=tie)
     assert sum(p.numel() for p in build(of, seed=0).parameters()) == of.params
 
 
-@pytest.mark.parametrize("architecture", ["paper", "llama", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_roles_cover_every_parameter_once(architecture: str) -> None:
     model = build(shape(architecture), seed=0)
     named = [name for members in roles(model).values() for name, _ in members]
     assert sorted(named) == sorted(name for name, _ in model.named_parameters())
     assert [len(roles(model)[role]) for role in ("embedding", "head")] == [1, 1]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_flops_count_what_a_token_meets(architecture: str) -> None:
+    """6 for each parameter outside the look-up, of experts those that are active; and 6 L T D of attention, or 18 L I S of states."""
+    of = shape(architecture)
+    sizes = {name: p.numel() for name, p in build(of, seed=0).named_parameters() if "embed" not in name or "embed_out" in name}
+    met = sum(size * 2 / 5 if "experts" in name else size for name, size in sizes.items())
+    mixing = 18 * 3 * 128 * 12 if architecture == "mamba2" else 6 * 3 * 64 * 64
+    assert of.flops_per_token == pytest.approx(6 * met + mixing)
+    assert of.params_active == met + VOCABULARY * 64
+
+
+def test_uneven_experts_cost() -> None:
+    """1 where all are used alike, the number of experts where all goes to one; its gradient is no part of the loss that is told."""
+    even, lopsided = torch.eye(4).repeat(5, 1) * 9, torch.tensor([9.0, 0, 0, 0]).repeat(20, 1)
+    assert unevenness([even, even], 1) == pytest.approx(1)
+    assert unevenness([lopsided], 1) == pytest.approx(4, rel=1e-2)
+    model = build(shape("mixtral"), seed=0)
+    tokens = torch.randint(0, VOCABULARY, (2, 9))
+    model.features(tokens)
+    penalty = model.penalty()
+    assert penalty is not None and penalty.requires_grad and penalty > 0
+    assert model.penalty() is None
+    with torch.no_grad():
+        model.features(tokens)
+    assert model.penalty() is None
 
 
 def test_shape_round_trips_through_the_config() -> None:
@@ -106,7 +136,7 @@ def test_same_seed_same_weights_whatever_ran_before() -> None:
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
 
 
-@pytest.mark.parametrize("architecture", ["paper", "llama", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_loads_name_the_tensor_that_is_wrong(tmp_path: Path, architecture: str) -> None:
     save(tmp_path, shape(architecture))
     file = tmp_path / "model.safetensors"

@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray
-import ray.data
 from numpy.typing import NDArray
 
 from losslens.corpus.order import Integers, Order, batch_positions, rank_slice
 from losslens.corpus.packed import PackedCorpus
+
+if TYPE_CHECKING:
+    import ray.data
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,8 @@ def _window_steps(share: _Share) -> int:
 def _fetch(share: _Share, first: int, stop: int) -> list[NDArray[np.integer]]:
     """The window's rows [steps, b, T + 1], gathered by one task: more would start more processes, which take seconds of CPU
     from the first steps. The executor has ended when they are here."""
+    import ray.data  # half a second, which the first step need not wait for
+
     dataset = ray.data.from_items([{"first": first, "stop": stop}], override_num_blocks=1).map_batches(
         partial(_gather, share),
         batch_size=None,

@@ -10,7 +10,7 @@ import msgspec
 
 from losslens.errors import UserError
 from losslens.families.shape import Shape, shape_of
-from losslens.specs import BranchSpec, CheckpointsSpec, SizeSpec, StudySpec, fingerprint
+from losslens.specs import BranchSpec, CheckpointsSpec, SizeSpec, StudySpec, fingerprint, levels_of, variants
 
 A100_PEAK = 312e12  # dense bf16 FLOP/s, NVIDIA A100 data sheet
 ASSUMED_MFU = 0.45  # the paper's reported days give 0.44 to 0.51 (shared facts, derived)
@@ -37,7 +37,8 @@ class PlannedRun:
     `tokens` is the budget in whole global batches (at most the budget asked for); `global_batch` in sequences;
     `checkpoints` are the steps after which a checkpoint is written; `peak_lr` of the hidden matrices; `micro_batch` in
     sequences (None: a worker's whole share). A run with a `branch` begins there and counts the parent's steps and tokens as
-    its own; `kept_states` are the steps whose state is kept for branches.
+    its own; `kept_states` are the steps whose state is kept for branches. `variant` names the study it is planned from, one of
+    `specs.variants`. `sharded` and `recompute` say how it is trained, not what comes out; its identity does not know of them.
     """
 
     study: str
@@ -53,6 +54,9 @@ class PlannedRun:
     micro_batch: int | None = None
     branch: Branch | None = None
     kept_states: tuple[int, ...] = ()
+    variant: str = ""
+    sharded: bool = False
+    recompute: bool = False
 
     @property
     def label(self) -> str:
@@ -81,23 +85,28 @@ class PlannedRun:
 
 
 def planned_runs(spec: StudySpec) -> tuple[PlannedRun, ...]:
-    """Every run of the study: sizes in the order given, then budgets, then seeds; each run's branches after it.
+    """Every run of the study: variants, sizes in the order given, then budgets, then seeds; each run's branches after it.
 
     Raises:
         UserError: two runs would be the same, which hides in a study that lists a size and a budget twice; a branch fits no run.
     """
+    runs = [run for variant, of in variants(spec).items() for run in _of_variant(of, variant)]
+    twice = [run_id for run_id, count in Counter(run.run_id for run in runs).items() if count > 1]
+    if twice:
+        raise UserError(f"the run {twice[0]} is planned twice", "list each token budget of a size once; for repetitions set seeds")
+    return tuple(runs)
+
+
+def _of_variant(spec: StudySpec, variant: str) -> list[PlannedRun]:
     runs: list[PlannedRun] = []
     for size in spec.family.sizes:
         shape = shape_of(size, spec.family, spec.corpus.tokenizer.vocab_size, spec.corpus.seq_len)
         for tokens in _budgets(spec, size, shape):
             for k in range(spec.seeds):
-                runs += _branched(spec, _run(spec, size, shape, tokens, spec.seed + k))
+                runs += _branched(spec, _run(spec, size, shape, tokens, spec.seed + k, variant))
     for branch in spec.training.branches:
         _leaves_some_run(branch, runs)
-    twice = [run_id for run_id, count in Counter(run.run_id for run in runs).items() if count > 1]
-    if twice:
-        raise UserError(f"the run {twice[0]} is planned twice", "list each token budget of a size once; for repetitions set seeds")
-    return tuple(runs)
+    return runs
 
 
 def checkpoint_steps(spec: CheckpointsSpec, steps: int) -> tuple[int, ...]:
@@ -123,7 +132,7 @@ def _budgets(spec: StudySpec, size: SizeSpec, shape: Shape) -> tuple[int, ...]:
     return (round(spec.training.tokens_per_param * shape.params),) if spec.training.tokens_per_param else ()
 
 
-def _run(spec: StudySpec, size: SizeSpec, shape: Shape, tokens: int, seed: int) -> PlannedRun:
+def _run(spec: StudySpec, size: SizeSpec, shape: Shape, tokens: int, seed: int, variant: str) -> PlannedRun:
     global_batch = size.global_batch or spec.training.global_batch
     steps = max(1, tokens // (global_batch * shape.seq_len))
     # The peak rate stands for the size's override; other sizes, tasks, branches and cluster settings do not change this run.
@@ -132,7 +141,7 @@ def _run(spec: StudySpec, size: SizeSpec, shape: Shape, tokens: int, seed: int) 
     identity = fingerprint(spec.corpus, training, spec.family.initialisation, repr(shape), tokens, global_batch, repr(lr), seed)
     return PlannedRun(
         study=spec.name,
-        run_id=f"{spec.name}-{size.name}-{_short(tokens)}-s{seed}-{identity[:8]}",
+        run_id=f"{_named(spec.name, variant, size.name)}-{_short(tokens)}-s{seed}-{identity[:8]}",
         size=size.name,
         seed=seed,
         shape=shape,
@@ -142,7 +151,14 @@ def _run(spec: StudySpec, size: SizeSpec, shape: Shape, tokens: int, seed: int) 
         peak_lr=lr,
         checkpoints=checkpoint_steps(spec.training.checkpoints, steps),
         micro_batch=spec.training.micro_batch_of(global_batch),
+        variant=variant,
+        sharded=spec.cluster.sharded if size.sharded is None else size.sharded,
+        recompute=spec.cluster.recompute if size.recompute is None else size.recompute,
     )
+
+
+def _named(study: str, variant: str, size: str) -> str:
+    return "-".join((study, *levels_of(variant).values(), size))
 
 
 def _branched(spec: StudySpec, run: PlannedRun) -> list[PlannedRun]:
@@ -161,7 +177,7 @@ def _branch(spec: BranchSpec, parent: PlannedRun) -> PlannedRun:
     budget = f"{_short(step * parent.batch_tokens)}-decay{_short(steps * parent.batch_tokens)}"
     return replace(
         parent,
-        run_id=f"{parent.study}-{parent.size}-{budget}-s{parent.seed}-{identity[:8]}",
+        run_id=f"{_named(parent.study, parent.variant, parent.size)}-{budget}-s{parent.seed}-{identity[:8]}",
         tokens=(step + steps) * parent.batch_tokens,
         steps=step + steps,
         checkpoints=tuple(sorted({step + -(-steps * k // spec.checkpoints) for k in range(1, spec.checkpoints + 1)})),

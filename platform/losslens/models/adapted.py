@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from losslens.models.language_model import Cache, LanguageModel
 
@@ -14,12 +20,23 @@ class AdaptedModel(LanguageModel):
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__()
-        self.inner = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        self.inner = _built(config)
+        self._balance = float(getattr(config, "router_aux_loss_coef", None) or 0)
+        self._active = int(getattr(config, "num_experts_per_tok", None) or 1)
+        self._penalty: Tensor | None = None
 
     def features(self, tokens: Tensor) -> Tensor:
         """Final hidden states, [B, T] -> [B, T, D]. Right padding is harmless: attention is causal."""
-        hidden: Tensor = self.inner.base_model(tokens, use_cache=False).last_hidden_state
+        routed = bool(self._balance) and torch.is_grad_enabled()
+        out = self.inner.base_model(tokens, use_cache=False, **({"output_router_logits": True} if routed else {}))
+        self._penalty = self._balance * unevenness(out.router_logits, self._active) if routed else None
+        hidden: Tensor = out.last_hidden_state
         return hidden
+
+    def penalty(self) -> Tensor | None:
+        """That tokens are spread unevenly over experts; see `LanguageModel.penalty`."""
+        penalty, self._penalty = self._penalty, None
+        return penalty
 
     def branched(self, tokens: Tensor, position: Tensor, mask: Tensor, before: Cache | None = None) -> tuple[Tensor, Cache]:
         """See `LanguageModel.branched`. Not every transformers class honours mask and positions: prove it by a probe."""
@@ -36,3 +53,41 @@ class AdaptedModel(LanguageModel):
         """Logits of hidden states, [..., D] -> [..., V]."""
         logits: Tensor = self.inner.get_output_embeddings()(hidden)
         return logits
+
+    def head_weight(self) -> Tensor | None:
+        """See `LanguageModel`."""
+        head = self.inner.get_output_embeddings()
+        return head.weight if type(head) is nn.Linear and head.bias is None else None
+
+
+def unevenness(router_logits: Sequence[Tensor], active: int) -> Tensor:
+    """Mean over layers of E sum_i f_i P_i, f_i the share of expert i in what is sent to experts, P_i its mean probability: 1 where all E
+    are used alike (Fedus et al. 2021, arXiv 2101.03961, eq. 4 to 6). `router_logits` [tokens, E] of each layer."""
+    layers = []
+    for logits in router_logits:
+        probability = logits.float().softmax(-1)
+        E = logits.shape[-1]
+        sent = torch.bincount(probability.topk(active).indices.flatten(), minlength=E).float()
+        layers.append(E * (sent / sent.sum() * probability.mean(0)).sum())
+    return torch.stack(layers).mean()
+
+
+def saved_names(state: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
+    """An `AdaptedModel`'s tensors under the names and in the pieces that transformers saves: files hold experts one by one."""
+    with torch.device("meta"):
+        model = _built(config)
+    saved: dict[str, Tensor] = revert_weight_conversion(model, {name.removeprefix("inner."): tensor for name, tensor in state.items()})
+    return saved
+
+
+def expected_names(config: PretrainedConfig) -> set[str]:
+    """What transformers saves of such a model."""
+    with torch.device("meta"):
+        model = _built(config)
+    return set(revert_weight_conversion(model, model.state_dict())) - set(model.all_tied_weights_keys)
+
+
+def _built(config: PretrainedConfig) -> Any:
+    # That the plain implementation of a state-space layer runs where no kernels are installed is said in docs/VARIANTS.md.
+    logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
+    return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]

@@ -210,6 +210,10 @@ class Decoder(LanguageModel):
         logits: Tensor = self.lm_head(hidden)
         return logits
 
+    def head_weight(self) -> Tensor:
+        """See `LanguageModel`."""
+        return self.lm_head.weight
+
 
 def _rotary_table(shape: Shape) -> tuple[Tensor, Tensor]:
     """Cosines and sines [T, R] with R = half of the rotated dimensions (Su et al. 2021, arXiv 2104.09864, eq. 15)."""

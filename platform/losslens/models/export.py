@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from losslens.families import Shape
-from losslens.models.config import transformers_config
+from losslens.models.config import SAVED_AS, transformers_config
 
 TOKENIZER_FILES = "tokenizer*.json"
 
@@ -21,20 +21,27 @@ def write_hugging_face(directory: Path, state: Mapping[str, Tensor], shape: Shap
 
     `state` maps names as given by `hugging_face_state` to tensors.
     """
-    config = transformers_config(shape, eos_token_id)
-    config.architectures = [{"paper": "Phi3ForCausalLM", "llama": "LlamaForCausalLM", "gpt_neox": "GPTNeoXForCausalLM"}[shape.architecture]]
-    config.save_pretrained(directory)
+    write_card(directory, shape, tokenizer, eos_token_id)
     # clone(): a view would drag its whole storage along. CPU: asynchronous writers come later.
     tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous().clone() for name, tensor in state.items()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_card(directory: Path, shape: Shape, tokenizer: Path, eos_token_id: int) -> None:
+    """Write what a Hugging Face directory holds beside its weights: config and tokenizer files."""
+    config = transformers_config(shape, eos_token_id)
+    config.architectures = [SAVED_AS[shape.architecture]]
+    config.save_pretrained(directory)
     for file in sorted(tokenizer.glob("*.json")):
         shutil.copyfile(file, directory / file.name)
 
 
 def hugging_face_state(state: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
     """The module's tensors under the names and in the pieces of the saved architecture."""
-    if shape.architecture == "gpt_neox":  # an AdaptedModel
-        return {name.removeprefix("inner."): tensor for name, tensor in state.items()}
+    if shape.architecture not in ("paper", "llama"):
+        from losslens.models.adapted import saved_names  # here: transformers takes two seconds to import
+
+        return saved_names(state, transformers_config(shape, 0))
     kept = {name: tensor for name, tensor in state.items() if not (shape.tie_embeddings and name == "lm_head.weight")}
     if shape.architecture == "paper":
         return kept

@@ -6,7 +6,10 @@ from abc import ABC, abstractmethod
 from copy import deepcopy
 from typing import Any, Self
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from losslens.models.cross_entropy import linear_cross_entropy
 
 # Keys and values of every layer, each [B, heads, P, E]: what tokens that come later read of P tokens computed before.
 Cache = list[tuple[Tensor, Tensor]]
@@ -27,9 +30,25 @@ class LanguageModel(nn.Module, ABC):
         row, or of one for all: those are seen whole, and `mask` is [B, 1, T, T].
         """
 
+    def penalty(self) -> Tensor | None:
+        """What the newest `features` with gradients costs beside the loss of its tokens, a scalar for each token; asked for once.
+        None: nothing. Training lowers it with the loss, and reports the loss alone."""
+        return None
+
     @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, [..., D] -> [..., V]."""
+
+    def head_weight(self) -> Tensor | None:
+        """The matrix [V, D] that alone is the head; None where a head is more than that."""
+        return None
+
+    def nll_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Summed loss in nats of rows [N, D] against token ids [N], float32."""
+        weight = self.head_weight()
+        if weight is None:
+            return F.cross_entropy(self.head(hidden).float(), targets, reduction="sum")
+        return linear_cross_entropy(hidden, weight, targets)
 
     def twin(self) -> Self:
         """A model around the same weights, now and later, with parameters of its own, which have their own gradients. What a class

@@ -17,12 +17,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from losslens.errors import DataMismatch, UserError
 from losslens.families import Shape
-from losslens.models.adapted import AdaptedModel
+from losslens.models.adapted import AdaptedModel, expected_names, saved_names
 from losslens.models.config import shape_from_config
 from losslens.models.decoder import Decoder
 from losslens.models.export import hugging_face_state, module_state
 from losslens.models.language_model import Cache, LanguageModel
 
+UNLIMITED = 1 << 20  # tokens: a model without positions says nothing of how many it takes
 _PROBLEMS = (("missing_keys", "lacks the"), ("unexpected_keys", "holds the unknown"), ("mismatched_keys", "has a wrong shape for the"))
 
 
@@ -35,7 +36,7 @@ class ScoringModel:
     def __init__(self, config: PretrainedConfig) -> None:
         self.config = config
         self.shape = shape_from_config(config)
-        self.max_len = int(config.max_position_embeddings)
+        self.max_len = int(getattr(config, "max_position_embeddings", None) or UNLIMITED)
         self.vocab_size = int(config.vocab_size)
         self.module: LanguageModel = Decoder(self.shape) if self.shape else AdaptedModel(config)
         self.module.float().eval().requires_grad_(False)
@@ -91,7 +92,7 @@ class ScoringModel:
     def checksums(self) -> dict[str, int]:
         """Of every tensor, by the name it has in a saved model: the sum of its float32 bit patterns, modulo 2^64."""
         state = dict(self.module.state_dict())
-        saved = hugging_face_state(state, self.shape) if self.shape else {k.removeprefix("inner."): v for k, v in state.items()}
+        saved = hugging_face_state(state, self.shape) if self.shape else saved_names(state, self.config)
         return {name: bit_sum(tensor) for name, tensor in saved.items()}
 
 
@@ -149,11 +150,23 @@ def plain_transformers(directory: Path) -> Any:
     try:
         model, info = load(directory, dtype=torch.float32, output_loading_info=True, use_safetensors=True)
     except Exception as error:  # safetensors, OSError, ValueError, KeyError for an unknown architecture, ...
+        if lacking := _lacking(directory):
+            raise _mismatch(directory, f"lacks the tensor {lacking}") from error
         raise UserError(f"the model in {directory} cannot be loaded: {error}", "copy it or train it again") from error
     for kind, problem in _PROBLEMS:
         for key in sorted(map(str, info[kind])):
             raise _mismatch(directory, f"{problem} tensor {key}")
     return model.eval()
+
+
+def _lacking(directory: Path) -> str | None:
+    """The first tensor that the files lack of those that transformers saves, such as one expert's; asked where a load has failed."""
+    try:
+        there = {name for file in directory.glob("model*.safetensors") for name in load_file(file)}
+        missing = expected_names(read_config(directory)) - there
+    except Exception:  # whatever made the load fail, which is told instead
+        return None
+    return min(missing, default=None) if there else None
 
 
 def _adapted_state(directory: Path) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from losslens.specs.study import (
     TokenizerSpec,
     TrainingSpec,
 )
+from losslens.specs.variants import levels_of, variants
 
 __all__ = [
     "BranchSpec",
@@ -39,6 +40,8 @@ __all__ = [
     "bundled",
     "canonical_text",
     "fingerprint",
+    "levels_of",
     "load_study",
     "to_yaml",
+    "variants",
 ]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 from losslens.errors import UserError
-from losslens.specs.study import SizeSpec, SourceSpec, StudySpec
+from losslens.specs.study import FamilySpec, SizeSpec, SourceSpec, StudySpec
+
+# Kernels compute the elements beyond the last whole vector in another way, which rounds otherwise; rows of this width have none.
+WHOLE_VECTORS = 16
 
 
 def validate(spec: StudySpec) -> StudySpec:
@@ -22,8 +25,9 @@ def validate(spec: StudySpec) -> StudySpec:
         _source(source)
     _distinct("source", [source_name(source) for source in spec.corpus.sources])
     for size in spec.family.sizes:
-        _shape(size)
+        _shape(size, spec.family)
         _budget(spec, size)
+        _shards(spec, size)
     _tokenizer(spec)
     _cluster(spec)
     if spec.evaluation.cross_check:
@@ -54,7 +58,7 @@ def _distinct(what: str, names: list[str]) -> None:
         raise UserError(f"the {what} name {twice[0]!r} occurs twice", f"give each {what} a name of its own")
 
 
-def _shape(size: SizeSpec) -> None:
+def _shape(size: SizeSpec, family: FamilySpec) -> None:
     if size.d_model % size.heads:
         raise UserError(
             f"size {size.name}: {size.heads} heads do not divide d_model {size.d_model}", "choose a number of heads that divides d_model"
@@ -63,8 +67,10 @@ def _shape(size: SizeSpec) -> None:
         raise UserError(
             f"size {size.name}: {size.kv_heads} key-value heads do not divide {size.heads} heads", "choose kv_heads that divides heads"
         )
+    if family.architecture == "mixtral" and family.active_experts > family.experts:
+        raise UserError(f"a token cannot go through {family.active_experts} of {family.experts} experts", "lower family.active_experts")
     head_dim = size.d_model // size.heads
-    if head_dim % 4:
+    if head_dim % 4 and family.architecture != "mamba2":
         sentence = f"size {size.name}: rotary embedding on half a head needs a head size that is a multiple of 4, not {head_dim}"
         raise UserError(sentence, "change d_model or heads")
 
@@ -80,6 +86,18 @@ def _budget(spec: StudySpec, size: SizeSpec) -> None:
                 f"size {size.name}: {tokens:,} tokens are less than one global batch of {batch_tokens:,} tokens",
                 "raise tokens or lower global_batch",
             )
+
+
+def _shards(spec: StudySpec, size: SizeSpec) -> None:
+    if not (spec.cluster.sharded if size.sharded is None else size.sharded):
+        return
+    if spec.training.optimizer.name == "muon":
+        sentence = f"size {size.name}: muon moves whole matrices, and sharded workers have rows of them"
+        raise UserError(sentence, "set training.optimizer.name to adamw, lion or sgd, or cluster.sharded to false")
+    for what, width in (("d_model", size.d_model), ("d_ffn", size.d_ffn)):
+        if width % WHOLE_VECTORS:
+            sentence = f"size {size.name}: a sharded run needs a {what} that is a multiple of {WHOLE_VECTORS}, not {width}"
+            raise UserError(sentence, f"change {what}, or set cluster.sharded to false")
 
 
 def _tokenizer(spec: StudySpec) -> None:
