@@ -1,15 +1,19 @@
 """Tokens per second of each demo size through the product (Ray Train, Ray Data, checkpoints) against a bare PyTorch loop.
 
 Both train the same model from the same seed on the same batch size with one thread; the bare loop holds its batches in
-memory, writes nothing and knows no Ray. `stepping` leaves the time spent on checkpoints out, `whole run` counts it.
-Rounds alternate between the two; medians.
+memory, writes nothing and knows no Ray. `stepping` is the median stretch between two checkpoints, without the moment at which a
+snapshot is taken; its writer works beside it. `whole run` counts everything. Rounds alternate between the two; medians.
 
-    python tests/bench/bench_training.py [--steps 400] [--rounds 3] [--sizes d48,d160]
+Then seconds from `losslens pretrain` to its first step, on a cluster that is up and has packed the corpus: `driver` until Ray Train's
+controller runs, `start` until a worker runs our code, `load` until weights, data and results are there, `step`; and the end.
+
+    python tests/bench/bench_training.py [--steps 400] [--rounds 3] [--sizes d48,d160] [--starts 5]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -30,15 +34,21 @@ from losslens.families import PlannedRun, planned_runs
 from losslens.models import build as build_model
 from losslens.results import Results
 from losslens.specs import StudySpec, load_study
+from losslens.training import journal
+from losslens.training.checkpoint import run_directory
 from losslens.training.optimizers import Optimizers
 from losslens.training.schedules import averaging_decay, multiplier
+from tests.bench.chaos import STUDY, Pretraining
+from tests.nodes import machines, wait_for
 
-WARM_UP = 0.25  # of the steps: allocator, caches, the first window of data
+STRETCHES = 8  # the first two are warm-up: allocator, caches, the first window of data
+WARM_UP = 2 / STRETCHES
+STAGES = ("driver", "start", "load", "step")
 
 
 def planned(size: str, steps: int) -> tuple[StudySpec, PlannedRun]:
-    """The demo's size with a budget of `steps` and checkpoints at every quarter."""
-    spec = load_study("demo", ["training.checkpoints.count=4", "training.checkpoints.spacing=even", "cluster.train_slots=1"])
+    """The demo's size with a budget of `steps` and a checkpoint after each stretch."""
+    spec = load_study("demo", [f"training.checkpoints.count={STRETCHES}", "training.checkpoints.spacing=even", "cluster.train_slots=1"])
     sizes = tuple(msgspec.structs.replace(s, tokens=(steps * 1024,)) for s in spec.family.sizes if s.name == size)
     spec = msgspec.structs.replace(spec, family=msgspec.structs.replace(spec.family, sizes=sizes))
     return spec, planned_runs(spec)[0]
@@ -53,11 +63,10 @@ def bare(size: str, steps: int) -> float:
     parameters = list(model.parameters())
     average = [p.detach().clone() for p in parameters]
     batches = torch.randint(0, run.shape.vocab_size, (steps, run.global_batch, run.shape.seq_len + 1))
-    began = 0.0
-    first = round(steps * WARM_UP)
+    moments: list[float] = []
     for step, tokens in enumerate(batches):
-        if step == first:
-            began = time.perf_counter()
+        if step >= steps * WARM_UP and step % (steps // STRETCHES) == 0:
+            moments.append(time.perf_counter())
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(tokens[:, :-1])
         loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
@@ -66,7 +75,8 @@ def bare(size: str, steps: int) -> float:
         for parameter in parameters:
             parameter.grad = None
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - averaging_decay(spec.training.schedule, step))
-    return (steps - first) * run.batch_tokens / (time.perf_counter() - began)
+    moments.append(time.perf_counter())
+    return steps // STRETCHES * run.batch_tokens / statistics.median(after - before for before, after in itertools.pairwise(moments))
 
 
 def product(size: str, steps: int, root: Path) -> tuple[float, float]:
@@ -74,14 +84,40 @@ def product(size: str, steps: int, root: Path) -> tuple[float, float]:
     spec, run = planned(size, steps)
     with Board() as board, connected(spec.cluster) as slots:
         corpus = build(spec.corpus, seed=0, rows=steps * run.global_batch, root=root / "corpus")
-        Training(spec, [run], root, corpus.dir, slots, board).wait()
+        Training(spec, [run], root, {run.variant: corpus.dir}, slots, board).wait()
     rows = Results(root).query("SELECT step, tokens_per_second AS rate, time FROM train_log ORDER BY step").to_pylist()
     ends = {row["time"]: row for row in rows}  # rows of one stretch between checkpoints share their time
     times = sorted(ends)
-    rates = [ends[moment]["rate"] for moment in times[1:]]
-    stepping = len(rates) / sum(1 / rate for rate in rates)
+    times = times[1:]
+    stepping = statistics.median(ends[moment]["rate"] for moment in times[1:])
     whole = (ends[times[-1]]["step"] - ends[times[0]]["step"]) * run.batch_tokens / (times[-1] - times[0]).total_seconds()
     return stepping, whole
+
+
+def starts(count: int) -> None:
+    """Print the seconds of each stage of so many starts, and their medians."""
+    print(f"{'start':8}" + "".join(f"{stage:>8}" for stage in (*STAGES, "total", "end")) + "   seconds", flush=True)
+    with machines(1, eval_slots=1) as cluster, tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "study.yaml"
+        file.write_text(STUDY.format(tokens=60 * 1024), encoding="utf-8")
+        found = [started(file, Path(folder) / "results", cluster.address, number) for number in range(count + 1)][1:]  # the first packs
+    for number, each in enumerate(found):
+        print(f"{number:<8}" + "".join(f"{seconds:8.1f}" for seconds in each))
+    print(f"{'median':8}" + "".join(f"{statistics.median(column):8.1f}" for column in zip(*found, strict=True)), flush=True)
+
+
+def started(file: Path, results: Path, address: str, number: int) -> list[float]:
+    """Seconds of each stage of a run of its own, from submission to the first step, and to the end of the command."""
+    settings = [f"training.optimizer.lr={1e-3 + number * 1e-5}", "cluster.workers=[1, 1]"]
+    (run,) = planned_runs(load_study(str(file), settings))
+    training, began = Pretraining(file, results, address), time.time()
+    training.start("--set", settings[0], "--set", settings[1])
+    wait_for(training.over, 600, "the end of training")
+    first: dict[str, float] = {}
+    for event in journal.events(run_directory(results, run.run_id)):
+        first.setdefault(event["event"], event["time"] - began)
+    moments = [0.0, *(first[event] for event in ("state", "entered", "resumed", "stepping"))]
+    return [after - before for before, after in itertools.pairwise(moments)] + [first["stepping"], time.time() - began]
 
 
 def main() -> None:
@@ -89,6 +125,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", default="d48,d64,d96,d160")
+    parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--bare", action="store_true", help="run the bare loop only and print its rate")
     options = parser.parse_args()
     if options.bare:
@@ -104,6 +141,8 @@ def main() -> None:
                 rates.append((alone, *product(size, options.steps, Path(folder))))
         alone, stepping, whole = (statistics.median(column) for column in zip(*rates, strict=True))
         print(f"{size:6} {alone:9,.0f} {stepping:9,.0f} {stepping / alone:6.2f} {whole:10,.0f} {whole / alone:6.2f}", flush=True)
+    if options.starts:
+        starts(options.starts)
 
 
 if __name__ == "__main__":

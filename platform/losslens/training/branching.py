@@ -7,13 +7,14 @@ branch that is declared after its parent was trained may find nothing; that is t
 from __future__ import annotations
 
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from losslens.errors import DataMismatch, UserError
 from losslens.families import PlannedRun
 from losslens.training import checkpoint as checkpoints
+
+if TYPE_CHECKING:
+    from torch import Tensor  # a driver asks here what is ready, and does without torch
 
 
 def ready(results: Path, run: PlannedRun) -> bool:
@@ -29,13 +30,27 @@ def parent_state(results: Path, run: PlannedRun) -> dict[str, Tensor]:
     """
     if run.branch is None:
         return {}
+    return fitted(run, checkpoints.load_state_file(parent_directory(results, run)))
+
+
+def parent_directory(results: Path, run: PlannedRun) -> Path:
+    """Where the state lies at which the branch leaves its parent.
+
+    Raises:
+        UserError, DataMismatch: as `parent_state`.
+    """
     require(results, run)
-    branch = run.branch
-    directory = checkpoints.state_directory(results, branch.parent, branch.step)
+    assert run.branch
+    directory = checkpoints.state_directory(results, run.branch.parent, run.branch.step)
     if damaged := checkpoints.damage(directory):
         raise DataMismatch(f"{damaged} does not match its hash, so no run can branch there", "choose another branch point, or restore it")
-    state = checkpoints.load_state_file(directory)
-    return state | {name: _fitted(state[name], branch.step, run.steps) for name in ("losses", "grad_norms")}
+    return directory
+
+
+def fitted(run: PlannedRun, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parent's state with room for the branch's own steps."""
+    assert run.branch
+    return state | {name: _fitted(state[name], run.branch.step, run.steps) for name in ("losses", "grad_norms")}
 
 
 def require(results: Path, run: PlannedRun) -> None:
@@ -58,4 +73,6 @@ def require(results: Path, run: PlannedRun) -> None:
 
 def _fitted(values: Tensor, step: int, steps: int) -> Tensor:
     """The first `step` of `values`, in a row of `steps`."""
+    import torch
+
     return torch.cat([values[:step], torch.zeros(steps - step, dtype=values.dtype)])

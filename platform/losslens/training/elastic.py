@@ -22,10 +22,10 @@ import ray
 import ray.train
 from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import RayTrainError, UserExceptionWithTraceback, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision, ScalingPolicy
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from losslens.cluster.allot import Demand
 from losslens.cluster.allotter import Grant, Place, allotter
@@ -35,8 +35,9 @@ from losslens.families import PlannedRun
 from losslens.specs import StudySpec
 from losslens.training import journal, leaving
 from losslens.training.checkpoint import run_directory, saved_step
-from losslens.training.resizing import GRACE_S, Act, Asked, Fault, Group, Move, Offer, next_move, try_again
-from losslens.training.worker import Outcome, train
+from losslens.training.outcome import Outcome
+from losslens.training.rendezvous import TorchGroup
+from losslens.training.resizing import GRACE_S, Act, Asked, Fault, Group, Move, Offer, PassTooLarge, next_move, try_again
 
 logger = logging.getLogger("ray.train.losslens")  # below Ray Train's own: it ends in the controller's log
 
@@ -60,7 +61,7 @@ def fit(spec: StudySpec, planned: PlannedRun, results: Path, corpus_dir: Path, s
     trainer = _Trainer(
         _worker,
         train_loop_config={"spec": spec, "planned": planned, "results": results, "corpus_dir": corpus_dir},
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        backend_config=TorchGroup("nccl" if spec.cluster.gpus_per_worker > 0 else "gloo", COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=terms.high,
             use_gpu=spec.cluster.gpus_per_worker > 0,
@@ -74,9 +75,9 @@ def fit(spec: StudySpec, planned: PlannedRun, results: Path, corpus_dir: Path, s
     )
     trainer.terms = terms
     outcome_file(results, planned.run_id).unlink(missing_ok=True)
-    # Announced before its controller is up, so that runs which start together get their shares at once.
+    # Announced before its controller is up, so that runs which start together get their shares at once; nobody waits for the answer.
     share_out = allotter()
-    ray.get(share_out.grant.remote(terms.demand(0), terms.place, False))
+    share_out.grant.remote(terms.demand(0), terms.place, False)
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -92,7 +93,8 @@ def outcome_file(results: Path, run_id: str) -> Path:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    from losslens.corpus.feed import windows
+    from losslens.corpus.feed import windows  # here: the driver and the controller import this module, and do without torch
+    from losslens.training.worker import train
 
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -141,15 +143,15 @@ class Terms:
         return Demand(self.run_id, self.low, self.high, self.flops * (1 - done / self.steps), held)
 
 
-class _Trainer(TorchTrainer):
-    """TorchTrainer with our policies. `_initialize_and_run_controller` is where Ray passes its own to the controller."""
+class _Trainer(DataParallelTrainer):
+    """Ray Train's trainer with our policies. `_initialize_and_run_controller` is where Ray passes its own to the controller."""
 
     terms: Terms
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         settings["scaling_policy"] = _Resizes(self.scaling_config, self.terms)
         settings["failure_policy"] = _Retries(self.run_config, self.terms)
-        return super()._initialize_and_run_controller(**settings)  # type: ignore[misc]
+        return super()._initialize_and_run_controller(**settings)
 
 
 class _Resizes(ScalingPolicy):
@@ -340,6 +342,8 @@ def fault_of(error: Exception) -> Fault:
     causes = [_unwrapped(failure) for failure in (failures.values() if failures else [getattr(error, "controller_failure", error)])]
     if any(isinstance(cause, LosslensError) for cause in causes):
         return Fault.KNOWN
+    if any(isinstance(cause, PassTooLarge) for cause in causes):
+        return Fault.MEMORY
     if any(isinstance(cause, WorkerGroupStartupTimeoutError) for cause in causes):
         return Fault.LATE
     if any(isinstance(cause, RayActorError | RayTrainError) or _COLLECTIVE.search(str(cause)) for cause in causes):

@@ -29,7 +29,8 @@ class Stacked(torch.optim.Optimizer):
         by_shape: dict[tuple[int, torch.Size], dict[str, Any]] = {}
         for number, group in enumerate(groups):
             for parameter in group["params"]:
-                by_shape.setdefault((number, parameter.shape), {**group, "params": []})["params"].append(parameter)
+                shape = getattr(parameter, "whole", parameter.shape)  # of the matrix that a rank has some rows of: the same on every rank
+                by_shape.setdefault((number, shape), {**group, "params": []})["params"].append(parameter)
         super().__init__(list(by_shape.values()), defaults)
 
     @abstractmethod
@@ -67,8 +68,9 @@ class Muon(Stacked):
     def direction(self, gradient: Tensor, momentum: Tensor, group: dict[str, Any]) -> Tensor:
         """See `Stacked`."""
         momentum.lerp_(gradient, (1 - group["momentum"]) * self.sound)
-        update = orthogonalise(gradient.lerp_(momentum, group["momentum"]), self._dtype)  # Nesterov
-        rows, columns = update.shape[1:]
+        mixed = gradient.lerp(momentum, group["momentum"])  # Nesterov
+        update = orthogonalise(mixed.flatten(0, -3), self._dtype).view_as(mixed)  # experts are matrices each for itself
+        rows, columns = update.shape[-2:]
         scale: float = max(1.0, rows / columns) ** 0.5
         return update.mul_(scale)
 
@@ -178,6 +180,12 @@ class Optimizers:
             for index, entry in member.state_dict()["state"].items()
             for key, value in entry.items()
         }
+
+    def owner(self, name: str) -> Tensor:
+        """The parameter that a tensor of `state` belongs to; of several that share it, the first."""
+        member, index, _ = name.split(".", 2)
+        parameters = [p for group in self._members[int(member)].param_groups for p in group["params"]]
+        return parameters[int(index)]  # type: ignore[no-any-return]
 
     def load(self, saved: dict[str, Tensor]) -> None:
         """Put the tensors of `state` back; the model and the spec must be the same."""

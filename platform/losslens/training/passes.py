@@ -8,13 +8,15 @@ not touched: the error says which would fit.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from losslens.errors import EnvironmentFailure
+from losslens.training.resizing import PassTooLarge
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,32 @@ class Passes:
         if rows.device.type == "cuda":  # outside of the handler: the error's frames hold what is to be freed
             torch.cuda.empty_cache()
         return too_large
+
+    def limit(self, sequences: int | None) -> None:
+        """Begin with passes of so many, if that was found out before."""
+        if sequences and not self._fixed:
+            self.most = sequences
+
+    @contextlib.contextmanager
+    def alone(self, most: int) -> Iterator[None]:
+        """Passes of `most` sequences within the block, which the other ranks are in too: this one cannot go back and try again.
+
+        Raises:
+            PassTooLarge: memory was short; the group is to start anew with smaller passes.
+            EnvironmentFailure: it was short for one sequence, or for the run's micro-batch.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            fewer = smaller(most)
+            if self._fixed:
+                sentence = f"the device's memory does not hold a micro-batch of {self._fixed} sequences"
+                remedy = f"set training.micro_batch to {fewer}, which makes another run of it" if fewer else "use more workers"
+                raise EnvironmentFailure(sentence, f"{remedy}, or set cluster.recompute") from error
+            if fewer is None:
+                sentence = "the device's memory does not hold one sequence"
+                raise EnvironmentFailure(sentence, "set cluster.recompute, use more workers or a device with more memory") from error
+            raise PassTooLarge(fewer) from error
 
     def _refusal(self, rows: Tensor, one_pass: Callable[[Tensor], None], forget: Callable[[], None]) -> EnvironmentFailure:
         """The error that says which micro-batch fits, found by trying."""

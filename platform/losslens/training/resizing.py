@@ -14,6 +14,7 @@ SETTLE_S = 1.5  # a new share must last this long before a group is restarted fo
 GRACE_S = 120.0  # for all ranks to save
 RESTART_S = 10.0  # what a restart takes: growing near the end would cost more than it gains
 MOST_LOST = 10  # failures of nodes or processes in a row without a saved step between them
+MOST_HALVED = 20  # the same for passes that memory did not hold, each try with half as many sequences
 MOST_RAISED = 3  # the same for exceptions in the training code
 
 
@@ -119,12 +120,25 @@ class Fault(Enum):
 
     LATE = "late"  # the workers found no place in time: what was free is gone, or not there yet
     LOST = "lost"  # a node or a process went away, or could not be started
+    MEMORY = "memory"  # a rank's memory was short: there are fewer sequences in the next try
     RAISED = "raised"  # an exception of unknown cause
     KNOWN = "known"  # a LosslensError: a full disk, a corrupt shard; it would come again
+
+
+class PassTooLarge(Exception):
+    """A rank's memory did not hold a pass that others made too; `fewer` sequences are to be tried next."""
+
+    def __init__(self, fewer: int) -> None:
+        super().__init__(f"out of memory: passes of {fewer} sequences are to be tried")
+        self.fewer = fewer
+
+    def __reduce__(self) -> tuple[type[PassTooLarge], tuple[int]]:
+        """To cross processes."""
+        return PassTooLarge, (self.fewer,)
 
 
 def try_again(fault: Fault, in_a_row: int) -> bool:
     """Whether to start the group again after the `in_a_row`-th failure without a saved step since the first of them."""
     if fault is Fault.LATE:
         return True  # that is waiting, not failing
-    return in_a_row <= {Fault.LOST: MOST_LOST, Fault.RAISED: MOST_RAISED, Fault.KNOWN: 0}[fault]
+    return in_a_row <= {Fault.LOST: MOST_LOST, Fault.MEMORY: MOST_HALVED, Fault.RAISED: MOST_RAISED, Fault.KNOWN: 0}[fault]

@@ -1,60 +1,53 @@
 """One rank of one run: model, optimizer, data and checkpoints put together around the loop. No Ray in here.
 
 `train` is what a Ray Train worker calls, and what a bench calls without Ray. Rank 0 writes; every rank knows how to save
-and leave when it is asked to (`leaving.py`), so that a planned resize costs no step.
+and leave when it is asked to (`leaving.py`), so that a planned resize costs no step. What is written, and the thread that writes
+it, are in `saving.py`.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from losslens.corpus import shards
 from losslens.corpus.packed import PackedCorpus
 from losslens.errors import EnvironmentFailure, TrainingDiverged
 from losslens.families import PlannedRun
 from losslens.models import build
-from losslens.models.export import hugging_face_state
 from losslens.results import Results
 from losslens.specs import StudySpec, canonical_text
 from losslens.training import checkpoint as checkpoints
 from losslens.training import journal, leaving
+from losslens.training.blocks import compile_blocks, recompute_blocks
 from losslens.training.branching import parent_state
-from losslens.training.heldout import heldout_losses, window_loss
-from losslens.training.lanes import lanes_of, share_threads
-from losslens.training.loop import Trainer, Watch, run
+from losslens.training.compiling import compiles
+from losslens.training.lanes import keep_freed_memory, lanes_of, share_threads
+from losslens.training.loop import Trainer, run
 from losslens.training.optimizers import Optimizers
-from losslens.training.schedules import multiplier
+from losslens.training.outcome import Outcome
+from losslens.training.resizing import PassTooLarge
+from losslens.training.saving import Background, Files, Stretch, publish
+from losslens.training.snapshot import Buffers, load_state
+from losslens.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
+PASSES = "passes.json"  # of how many sequences, where memory did not hold a whole share and matrices are spread
 SHOW_EVERY_S = 0.5  # between two progress files
 
 # (packed corpus directory, seed, cursor, steps, global_batch, rank, world) -> this rank's rows, batch by batch
 Feed = Callable[..., Iterator[np.ndarray]]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended: `diverged` is the reason it stopped early, None when it reached its budget."""
-
-    run_id: str
-    step: int
-    attempt: int
-    world_size: int
-    seconds: float
-    diverged: str | None = None
 
 
 def train(
@@ -77,14 +70,16 @@ def train(
     home = checkpoints.run_directory(results, planned.run_id)
     if rank == 0:
         journal.note(home, "entered", world_size=world)
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    lanes = 1
-    if device.type == "cpu":
-        lanes = lanes_of(spec.cluster.threads, -(-planned.global_batch // world), planned.micro_batch)
-        share_threads(spec.cluster.threads, lanes)
+    device, lanes = _place(spec, planned, world)
     corpus = PackedCorpus.open(corpus_dir)
     trainer = make_trainer(spec, planned, device, corpus.eos, lanes)
-    resume(trainer, results, planned)
+    if trainer.shards:
+        from losslens.training.sharded_resume import resume_rows  # here: what shards need takes a second to import
+
+        resume_rows(trainer, results, planned)
+    else:
+        resume(trainer, results, planned)
+    trainer.passes.limit(journal.state(home / PASSES).get("sequences"))
     if rank == 0 and (newest := checkpoints.saved_step(results, planned.run_id)) > trainer.step:
         journal.note(home, "damaged", step=newest)
     writer = Writer(results, spec, planned, corpus, trainer, rank, world, left)
@@ -103,18 +98,45 @@ def train(
         if trainer.step == 0 and 0 in planned.checkpoints:
             writer.save(0.0)
         run(trainer, batches, writer)
+        writer.finish()
+    except PassTooLarge as error:  # the group starts anew: the other ranks are waiting in an exchange
+        journal.replace(home / PASSES, {"sequences": error.fewer})
+        raise
     except TrainingDiverged as error:  # returned, not raised: a retry would diverge again
         diverged = str(error)
-        writer.log(0.0)
+        writer.diverged()
+    finally:
+        writer.close()
     return Outcome(planned.run_id, trainer.step, writer.attempt, world, time.perf_counter() - started, diverged)
+
+
+def _place(spec: StudySpec, planned: PlannedRun, world: int) -> tuple[torch.device, int]:
+    """Where this rank computes, and how many passes side by side."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device()), 1
+    lanes = 1 if _spreads(planned) else lanes_of(spec.cluster.threads, -(-planned.global_batch // world), planned.micro_batch)
+    share_threads(spec.cluster.threads, lanes)
+    keep_freed_memory()
+    return torch.device("cpu"), lanes
 
 
 def make_trainer(spec: StudySpec, planned: PlannedRun, device: torch.device, eos_token_id: int, lanes: int = 1) -> Trainer:
     """A trainer at step 0 with weights that depend on the run's seed only."""
-    model = build(planned.shape, seed=planned.seed, initialisation=spec.family.initialisation, eos_token_id=eos_token_id).to(device)
-    optimizers = Optimizers(
-        model, spec.training.optimizer, peak_lr=planned.peak_lr, width=planned.shape.d_model, precision=spec.training.precision
-    )
+    model = build(planned.shape, seed=planned.seed, initialisation=spec.family.initialisation, eos_token_id=eos_token_id)
+    compile = compiles(spec.training.compile, planned.flops, device, routed=planned.shape.experts is not None)
+    if planned.sharded and compile:
+        compile_blocks(model, device)  # alone too: the same kernels at any world size
+    if planned.recompute:
+        recompute_blocks(model)
+    shards = None
+    if _spreads(planned):
+        from losslens.training.sharding import spread  # here: it takes a second to import
+
+        shards = spread(model, planned, spec.training.precision, device)
+    else:
+        model.to(device)
+    of, precision = shards.owned if shards else model, spec.training.precision
+    optimizers = Optimizers(of, spec.training.optimizer, peak_lr=planned.peak_lr, width=planned.shape.d_model, precision=precision)
     return Trainer(
         model=model,
         optimizers=optimizers,
@@ -125,8 +147,15 @@ def make_trainer(spec: StudySpec, planned: PlannedRun, device: torch.device, eos
         device=device,
         micro_batch=planned.micro_batch,
         lanes=lanes,
+        compile=compile and not planned.sharded,
         branch=planned.branch,
+        shards=shards,
     )
+
+
+def _spreads(planned: PlannedRun) -> bool:
+    """Whether matrices are spread over ranks; a rank alone holds them whole."""
+    return planned.sharded and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def resume(trainer: Trainer, results: Path, planned: PlannedRun) -> None:
@@ -154,30 +183,8 @@ def resume(trainer: Trainer, results: Path, planned: PlannedRun) -> None:
         logger.info("%s resumes from step %d", run_id, step)
 
 
-def state_of(trainer: Trainer) -> dict[str, Tensor]:
-    """Everything that training goes on from, as named CPU tensors: weights, average, optimizer, losses so far."""
-    state: dict[str, Tensor] = {f"model.{name}": p for name, p in trainer.model.named_parameters()}
-    state |= {f"average.{i}": tensor for i, tensor in enumerate(trainer.average)}
-    state |= {f"optimizer.{name}": tensor for name, tensor in trainer.optimizers.state().items()}
-    state |= {"losses": trainer.losses, "grad_norms": trainer.grad_norms}
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-
-
-@torch.no_grad()
-def load_state(trainer: Trainer, step: int, state: dict[str, Tensor]) -> None:
-    """The inverse of `state_of`."""
-    for name, parameter in trainer.model.named_parameters():
-        parameter.copy_(state[f"model.{name}"])
-    for i, tensor in enumerate(trainer.average):
-        tensor.copy_(state[f"average.{i}"])
-    trainer.optimizers.load({name.removeprefix("optimizer."): t for name, t in state.items() if name.startswith("optimizer.")})
-    trainer.losses.copy_(state["losses"])
-    trainer.grad_norms.copy_(state["grad_norms"])
-    trainer.step = trainer.looked = step
-
-
 class Writer(Watch):
-    """What a rank does between updates. Rank 0 writes checkpoints, states, their losses, the log and a progress file."""
+    """What a rank does between updates. Rank 0 has checkpoints, states, their losses and the log written, and keeps a progress file."""
 
     def __init__(
         self,
@@ -190,12 +197,10 @@ class Writer(Watch):
         world: int,
         left: Callable[[int], None],
     ) -> None:
-        self.root, self.spec, self.planned, self.corpus, self.trainer = results, spec, planned, corpus, trainer
-        self.results, self.rank, self.world, self._left = Results(results), rank, world, left
+        self.spec, self.planned, self.trainer = spec, planned, trainer
+        self.rank, self.world, self._left = rank, world, left
         self.save_at = frozenset(planned.checkpoints)
         self.logged = trainer.step
-        self.heldout = {name: corpus.heldout(name) for name in corpus.sources}
-        self.weights = dict(zip(corpus.sources, corpus.weights, strict=True))
         self.home = checkpoints.run_directory(results, planned.run_id)
         self.attempt = _next_attempt(self.home) if rank == 0 else 0
         if rank == 0:
@@ -206,39 +211,42 @@ class Writer(Watch):
         self._slow: dict[str, Any] | None = None
         self._passes = trainer.passes.most
         self._saved_at = self._shown_at = time.monotonic()
+        self._background = Background()
+        self._saves = rank == 0 or trainer.shards is not None
+        self._wants_state = self._has_asked = False  # for a state of all ranks; since a state was last begun
+        if self._saves:
+            self._files = _files(trainer)(results, planned, spec.training, corpus, trainer, attempt=self.attempt, world=world)
+            self._buffers = Buffers(trainer.device)
         if rank == 0:
-            self.results.write("runs", [run_row(spec, planned, corpus.fingerprint)])
+            rows = Results(results)
+            rows.write("runs", [run_row(spec, planned, corpus.fingerprint)])
             for checkpoint in checkpoints.completed(results, planned.run_id):
-                publish(self.results, checkpoint)  # a kill may have come between the rename and these rows
+                publish(rows, checkpoint)  # a kill may have come between the rename and these rows
 
     def save(self, tokens_per_second: float) -> None:
-        """A checkpoint of this moment, its losses, the log up to here, and a state to resume from."""
-        if self.rank:
-            return
-        self.log(tokens_per_second)  # first: a kill before the checkpoint repeats these steps, a kill after it must not lose them
-        trainer = self.trainer
-        with trainer.averaged():
-            losses = [*window_loss(trainer), *heldout_losses(trainer, self.heldout, self.weights)]
-            weights = hugging_face_state(trainer.model.state_dict(), self.planned.shape)
-            checkpoint = checkpoints.write(
-                self.root, self.planned, trainer.step, weights, losses, self.corpus.tokenizer_dir, self.corpus.eos
-            )
-        publish(self.results, checkpoint)
-        self._write_state()  # last: whoever resumes from it will not pass this checkpoint again
+        """Begin to save a checkpoint of this moment, its losses, the log up to here, and a state to resume from."""
+        if self._saves:
+            self._begin(tokens_per_second, checkpoint=True)
 
     def stepped(self) -> None:
         """After every update: show progress, and save a state when one was asked for or is due."""
         now = time.monotonic()
         if self.trainer.step == self._resumed_at + 1 and self.rank == 0:
             journal.note(self.home, "stepping", step=self.trainer.step, world_size=self.world, attempt=self.attempt)
+        self._background.look()
         if self.rank == 0:
             self._tell()
         if self.rank or now - self._shown_at < SHOW_EVERY_S:
             return
         self._rate = (self.trainer.step - self._shown) * self.planned.batch_tokens / (now - self._shown_at)
         self._show()
+        if self._background.busy:
+            return
         if leaving.save_asked() or leaving.asked_from_afar(self.home) or now - self._saved_at > self.spec.cluster.save_every:
-            self.save_state()
+            if self.trainer.shards:
+                self._wants_state = not self._has_asked
+            else:
+                self.save_state()
 
     def _tell(self) -> None:
         """The findings of a new look, into the journal: what was skipped, spikes, who is slow; and passes that became smaller."""
@@ -262,43 +270,56 @@ class Writer(Watch):
         """Whether the controller asked this rank to leave."""
         return leaving.asked()
 
+    def wants_state(self) -> bool:
+        """Whether it is time for a state that all ranks save together; said once."""
+        wanted, self._wants_state = self._wants_state, False
+        self._has_asked |= wanted
+        return wanted
+
+    def save_state(self) -> None:
+        """Begin to save a state."""
+        if self._saves:
+            self._begin(self._rate, checkpoint=False)
+
     def leave(self) -> None:
         """Save a state, say so, and wait until the group is taken down; go on when that does not come."""
         step = self.trainer.step
         self.save_state()
+        self.finish()
         self._left(step)
         leaving.hold()
 
-    def save_state(self) -> None:
-        """The log up to here and a state of this moment."""
+    def finish(self) -> None:
+        """Return when all is written."""
+        self._background.wait()
+
+    def diverged(self) -> None:
+        """Log the last updates; no state is saved of them."""
+        self.finish()
         if self.rank == 0:
-            self.log(self._rate)
-            self._write_state()
+            self._files.log(self.trainer.losses, self.trainer.grad_norms, self._stretch(0.0))
+            self._show()
 
-    def _write_state(self) -> None:
-        checkpoints.write_state(self.root, self.planned, self.trainer.step, state_of(self.trainer))
+    def close(self) -> None:
+        """End the thread that writes, once it has written."""
+        self._background.close()
+
+    def _begin(self, tokens_per_second: float | None, *, checkpoint: bool) -> None:
+        """Take a snapshot and have it written, with everything before it, while training goes on."""
+        self._background.wait()
+        self._wants_state = self._has_asked = False
+        answers = leaving.asked_from_afar(self.home)  # before the snapshot: a later request wants a later state
+        nats = self._files.nats_on_device() if checkpoint else {}
+        snapshot, stretch = self._buffers.take(self.trainer, nats), self._stretch(tokens_per_second)
+        self._background.begin(partial(self._files.save, snapshot, stretch, checkpoint=checkpoint, answers=answers))
         self._saved_at = time.monotonic()
-        leaving.answer_afar(self.home)
-        journal.note(self.home, "saved", step=self.trainer.step)
+        if self.rank == 0:
+            self._show()
 
-    def log(self, tokens_per_second: float | None) -> None:
-        """Rows of `train_log` for the updates since the last call, and the progress file."""
-        if self.rank:
-            return
-        trainer, planned, now = self.trainer, self.planned, datetime.now(UTC)
-        losses, norms = trainer.losses.tolist(), trainer.grad_norms.tolist()
-        peak, schedule = planned.peak_lr, self.spec.training.schedule
-        self.results.write("train_log", [
-            {
-                "run_id": planned.run_id, "attempt": self.attempt, "step": step + 1, "tokens": (step + 1) * planned.batch_tokens,
-                "loss": _finite(losses[step]), "lr": peak * multiplier(schedule, step, planned.steps, planned.branch),
-                "grad_norm": _finite(norms[step]),
-                "tokens_per_second": tokens_per_second, "world_size": self.world, "time": now,
-            }
-            for step in range(self.logged, trainer.step)
-        ])  # fmt: skip
-        self.logged = trainer.step
-        self._show()
+    def _stretch(self, tokens_per_second: float | None) -> Stretch:
+        """The updates since the last call."""
+        first, self.logged = self.logged, self.trainer.step
+        return Stretch(first, self.logged, tokens_per_second, datetime.now(UTC))
 
     def _show(self) -> None:
         """The progress file: where this run is, for people and for the share of workers that it gets."""
@@ -309,14 +330,12 @@ class Writer(Watch):
         journal.replace(self.home / "progress.json", progress)
 
 
-def publish(results: Results, checkpoint: checkpoints.Checkpoint) -> None:
-    """The checkpoint's rows of `checkpoints` and `losses`; publishing twice adds nothing."""
-    results.write("checkpoints", [{
-        "checkpoint_id": checkpoint.checkpoint_id, "run_id": checkpoint.run_id, "step": checkpoint.step, "tokens": checkpoint.tokens,
-        "flops": checkpoint.flops, "path": str(checkpoint.path), "weights_sha256": checkpoint.weights_sha256,
-        "created_at": datetime.fromisoformat(checkpoint.created_at),
-    }])  # fmt: skip
-    results.write("losses", [{"checkpoint_id": checkpoint.checkpoint_id, **asdict(loss)} for loss in checkpoint.losses])
+def _files(trainer: Trainer) -> type[Files]:
+    if not trainer.shards:
+        return Files
+    from losslens.training.sharded_saving import ShardedFiles
+
+    return ShardedFiles
 
 
 def run_row(spec: StudySpec, planned: PlannedRun, corpus: str) -> dict[str, Any]:
@@ -325,16 +344,12 @@ def run_row(spec: StudySpec, planned: PlannedRun, corpus: str) -> dict[str, Any]
     return {
         "run_id": planned.run_id, "study": planned.study, "size": planned.size, "architecture": shape.architecture,
         "params": shape.params, "params_non_embedding": shape.params_non_embedding,
-        "tokenizer": tokenizer.path or tokenizer.kind, "vocab_size": shape.vocab_size, "corpus": corpus, "seq_len": shape.seq_len,
+        "tokenizer": tokenizer.path or f"{tokenizer.kind}-{tokenizer.vocab_size}", "variant": planned.variant or None,
+        "vocab_size": shape.vocab_size, "corpus": corpus, "seq_len": shape.seq_len,
         "optimizer": spec.training.optimizer.name, "schedule": spec.training.schedule.name, "peak_lr": planned.peak_lr,
         "batch_tokens": planned.batch_tokens, "tokens_planned": planned.tokens, "seed": planned.seed, "source": "losslens",
         "spec": canonical_text(spec), "parent_checkpoint_id": planned.branch.checkpoint_id if planned.branch else None,
     }  # fmt: skip
-
-
-def _finite(value: float) -> float | None:
-    """NULL for what an update that was skipped has no number for."""
-    return value if math.isfinite(value) else None
 
 
 def _next_attempt(home: Path) -> int:
