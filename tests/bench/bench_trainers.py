@@ -1,11 +1,12 @@
-"""Tokens a second of our loop beside transformers.Trainer: the same model, batch, optimizer and threads, bfloat16, on a CPU.
+"""Tokens a second of our loop beside transformers.Trainer and litgpt: the same model, batch, optimizer and threads, bfloat16, on a CPU.
 
     make bench-training
-    python tests/bench/bench_trainers.py [--sizes d64,d160,d384] [--rounds 3] [--seconds 10] [--compile]
+    python tests/bench/bench_trainers.py [--sizes d64,d160,d384] [--rounds 3] [--seconds 10] [--no-compile] [--rivals Trainer,litgpt]
 
 Each round runs one after the other in processes of their own; medians of the rounds, after a warm-up. Ours is `loop.Trainer` fed from
 memory: what Ray, Ray Data and checkpoints cost on top is tests/bench/bench_training.py's. AdamW, fused, no clipping, no
-weight average, random tokens.
+weight average, random tokens. Each side runs compiled too (`compiled`, `comp.`), and its faster way is compared. litgpt is installed
+into a folder of its own by the first run (tests/bench/litgpt_rival.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,16 +28,21 @@ import torch
 from losslens.families import Shape
 from losslens.models import build, transformers_config
 from losslens.specs import OptimizerSpec, ScheduleSpec, TrainingSpec
-from losslens.training.lanes import lanes_of, share_threads
+from losslens.training.lanes import keep_freed_memory, lanes_of, share_threads
 from losslens.training.loop import Trainer
 from losslens.training.optimizers import Optimizers
+from tests.bench import litgpt_rival
 
-# Shape, sequences of a batch, wanted ratio.
+REPO = Path(__file__).resolve().parents[2]
+# Shape, sequences of a batch, wanted ratio to transformers.Trainer.
 SIZES = {
     "d64": (Shape("paper", 128, 64, 172, 2, 1, 4, 128, 100.0, tie_embeddings=False), 8, 2.5),
     "d160": (Shape("paper", 128, 160, 428, 2, 1, 4, 128, 100.0, tie_embeddings=False), 8, 1.8),
     "d384": (Shape("paper", 8192, 384, 1024, 6, 2, 8, 512, 10_000.0, tie_embeddings=False), 4, 1.5),
 }
+OURS = ("ours", "compiled")
+RIVALS = {"Trainer": ("Trainer", "Trainer comp."), "litgpt": ("litgpt", "litgpt comp.")}
+WANTED = {"litgpt": 1.1}
 LR = 1e-3
 WARM_UP = 3  # steps
 
@@ -46,33 +53,38 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="a third column: ours, compiled")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="every side compiled, too")
+    parser.add_argument("--rivals", default=",".join(RIVALS))
     parser.add_argument("--one", choices=tuple(SIDES), help="run one side of one size and print its rate")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.one:
         print(json.dumps(SIDES[given.one](given.sizes, given.seconds)))
         return
-    sides = [side for side in SIDES if given.compile or side != "compiled"]
-    print(
-        f"{'size':6}{'params':>8}"
-        + "".join(f"{side:>14}" for side in sides)
-        + f"{'ratio':>8}{'wanted':>8}   tokens/s, {given.threads} threads"
-    )
+    rivals = given.rivals.split(",")
+    if "litgpt" in rivals:
+        litgpt_rival.install()
+    ways = {name: names if given.compile else names[:1] for name, names in {"ours": OURS, **RIVALS}.items()}
+    sides = [side for name in ("ours", *rivals) for side in ways[name]]
+    ratios = "".join(f"{f'/{rival}':>10}{'wanted':>8}" for rival in rivals)
+    print(f"{'size':6}{'params':>8}" + "".join(f"{side:>14}" for side in sides) + f"{ratios}   tokens/s, {given.threads} threads")
     for size in given.sizes.split(","):
         rounds = [{side: alone(side, size, given) for side in sides} for _ in range(given.rounds)]
         middle = {side: statistics.median(each[side] for each in rounds) for side in sides}
-        best = max(middle[side] for side in sides if side != "Trainer")
+        best = max(middle[side] for side in ways["ours"])
         shape, _, wanted = SIZES[size]
         figures = "".join(f"{middle[side]:14,.0f}" for side in sides)
-        print(f"{size:6}{shape.params / 1e6:7.1f}M{figures}{best / middle['Trainer']:8.2f}{wanted:8.1f}", flush=True)
+        for rival in rivals:
+            figures += f"{best / max(middle[side] for side in ways[rival]):10.2f}{WANTED.get(rival, wanted):8.1f}"
+        print(f"{size:6}{shape.params / 1e6:7.1f}M{figures}", flush=True)
 
 
 def alone(side: str, size: str, given: argparse.Namespace) -> float:
     """The rate of one side in a process of its own."""
-    command = [sys.executable, __file__, "--one", side, "--sizes", size, "--seconds", str(given.seconds), "--threads", str(given.threads)]
+    command = [sys.executable, "-m", "tests.bench.bench_trainers", "--one", side, "--sizes", size]
+    command += ["--seconds", str(given.seconds), "--threads", str(given.threads)]
     threads = {"OMP_NUM_THREADS": str(given.threads), "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | threads)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | threads, cwd=REPO)
     assert done.returncode == 0, done.stderr[-2000:]
     return float(json.loads(done.stdout.splitlines()[-1]))
 
@@ -81,13 +93,13 @@ def ours(size: str, seconds: float, *, compiled: bool = False) -> float:
     shape, batch, _ = SIZES[size]
     spec = TrainingSpec(
         global_batch=batch,
-        compile=compiled,
         optimizer=OptimizerSpec(lr=LR, clip=None),
         schedule=ScheduleSpec(name="constant", warmup_steps=0),
     )
     model, threads = build(shape, seed=0), torch.get_num_threads()
     lanes = lanes_of(threads, batch, None)
     share_threads(threads, lanes)
+    keep_freed_memory()
     trainer = Trainer(
         model=model,
         optimizers=Optimizers(model, spec.optimizer, peak_lr=LR, width=shape.d_model),
@@ -97,6 +109,7 @@ def ours(size: str, seconds: float, *, compiled: bool = False) -> float:
         seq_len=shape.seq_len,
         device=torch.device("cpu"),
         lanes=lanes,
+        compile=compiled,
     )
     rows = torch.randint(0, shape.vocab_size, (64, batch, shape.seq_len + 1))
     return rate(lambda step: trainer.update(rows[step % len(rows)]), batch * shape.seq_len, seconds)
@@ -113,7 +126,7 @@ def rate(update: Callable[[int], object], tokens: int, seconds: float) -> float:
     return done * tokens / (time.perf_counter() - began)
 
 
-def rival(size: str, seconds: float) -> float:
+def rival(size: str, seconds: float, *, compiled: bool = False) -> float:
     """transformers.Trainer on the class that our checkpoints load into."""
     from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
     from transformers import Trainer as HuggingFaceTrainer
@@ -138,17 +151,25 @@ def rival(size: str, seconds: float) -> float:
         arguments = TrainingArguments(
             output_dir=str(Path(folder)), per_device_train_batch_size=batch, max_steps=100_000, bf16=True, use_cpu=True,
             optim="adamw_torch_fused", learning_rate=LR, max_grad_norm=0.0, logging_strategy="no", save_strategy="no", report_to="none",
-            disable_tqdm=True,
+            disable_tqdm=True, torch_compile=compiled,
         )  # fmt: skip
         HuggingFaceTrainer(model=make(transformers_config(shape, 0)), args=arguments, train_dataset=Rows(), callbacks=[Clock()]).train()
     counted = moments[WARM_UP - 1 :]
     return (len(counted) - 1) * batch * shape.seq_len / (counted[-1] - counted[0])
 
 
+def litgpt(size: str, seconds: float, *, compiled: bool = False) -> float:
+    shape, batch, _ = SIZES[size]
+    return litgpt_rival.tokens_per_second(shape, batch, seconds, lr=LR, warm_up=WARM_UP, compiled=compiled)
+
+
 SIDES: dict[str, Callable[[str, float], float]] = {
     "ours": ours,
-    "compiled": lambda size, seconds: ours(size, seconds, compiled=True),
+    "compiled": partial(ours, compiled=True),
     "Trainer": rival,
+    "Trainer comp.": partial(rival, compiled=True),
+    "litgpt": litgpt,
+    "litgpt comp.": partial(litgpt, compiled=True),
 }
 
 if __name__ == "__main__":
