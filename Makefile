@@ -15,6 +15,7 @@ demo: $(READY)
 	.venv/bin/losslens run demo
 
 test: $(READY)
+	bash .ci/browser.sh
 	$(PY) -m pytest -q
 
 check: $(READY)

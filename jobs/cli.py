@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from jobs.analysis_verbs import add_analyses
 from jobs.console import Format, show
 from jobs.interrupt import interruptible, leave
+from jobs.look_verbs import add_looks
 from jobs.options import AsFormat, Engine, Into, Overrides, Results, Study
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _plan(
 
     hardware = Hardware(gpu, gpus, mfu, price)
     rows = plan(_spec(study, overrides), hardware)
-    show(rows, format, columns=columns(hardware))
+    show(rows, format, columns=columns(hardware, rows))
     if format is Format.table:
         print(NOTE, file=sys.stderr)
         show(memory_rows(rows), columns=memory_columns(rows))
@@ -146,7 +147,9 @@ def _evaluate(
     target: Annotated[
         str, typer.Argument(metavar="TARGET", help="A study's results, a directory of checkpoints, a Hugging Face model or hf:ORG/NAME.")
     ],
-    tasks: Annotated[str, typer.Option("--tasks", metavar="A,B", help="Tasks by name, or YAML files that declare one.")] = "",
+    tasks: Annotated[
+        str, typer.Option("--tasks", metavar="A,B:FORMAT", help="Tasks by name, or YAML files that declare one; in one format or in all.")
+    ] = "",
     losses: Annotated[
         list[str] | None, typer.Option("--loss", metavar="NAME=PATH", help="Measure the loss on this text or packed corpus; repeatable.")
     ] = None,
@@ -222,17 +225,7 @@ def _sql(
 
 
 add_analyses(app)
-
-
-@app.command("report")
-def _report(
-    results: Results = Path("results"),
-    open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
-) -> None:
-    """Write results/report.html: one self-contained file."""
-    from jobs.report import report
-
-    print(report(results, open_))
+add_looks(app)
 
 
 @app.command("compact")
@@ -247,17 +240,6 @@ def _compact(
     from jobs.compact import compact
 
     show(compact(results, grace), format)
-
-
-@app.command("status")
-def _status(results: Results = Path("results"), format: AsFormat = Format.table) -> None:
-    """What runs, and how far scoring is behind training."""
-    from jobs.status import SHOWN, headline, status
-
-    rows = status(results)
-    if format is Format.table:
-        print(headline(results), file=sys.stderr)
-    show(rows, format, columns=SHOWN)
 
 
 @app.command("doctor")

@@ -8,7 +8,7 @@ from losslens.errors import UserError
 from losslens.families import A100_PEAK, ASSUMED_MFU, PlannedRun, planned_runs
 from losslens.families.fit import GPUS, USABLE, layout_on, memory_of, seconds, smallest, tokens_per_second
 from losslens.families.memory import activations, replicated
-from losslens.specs import StudySpec, TrainingSpec
+from losslens.specs import StudySpec, TrainingSpec, variants
 
 Row = dict[str, str | int | float | None]
 
@@ -76,26 +76,29 @@ def plan(spec: StudySpec, hardware: Hardware = Hardware()) -> list[Row]:
     Raises:
         UserError: no run of the study can use so many GPUs.
     """
-    rows = [_row(run) | _fewest(run, spec.training) | _on(run, spec.training, hardware) for run in planned_runs(spec)]
+    training = {name: of.training for name, of in variants(spec).items()}
+    rows = [_row(run) | _fewest(run, training[run.variant]) | _on(run, training[run.variant], hardware) for run in planned_runs(spec)]
     if hardware.gpus and all(row["gpus"] is None for row in rows):
         sentence = f"no size of {spec.name} has sequences enough in a global batch to keep {hardware.gpus:,} GPUs busy"
         raise UserError(sentence, f"give --gpus at most {max(run.global_batch for run in planned_runs(spec)):,}, or raise global_batch")
     return rows
 
 
-def columns(hardware: Hardware) -> dict[str, str]:
+def columns(hardware: Hardware, rows: list[Row]) -> dict[str, str]:
     """What a terminal shows of each run."""
-    return SHOWN if hardware.price is None else SHOWN | {"cost_usd": "USD"}
+    shown = ({"variant": "variant"} if any(row["variant"] for row in rows) else {}) | SHOWN
+    return shown if hardware.price is None else shown | {"cost_usd": "USD"}
 
 
 def memory_rows(rows: list[Row]) -> list[Row]:
     """The first row of each size and batch."""
-    return list({(row["size"], row["global_batch"], row["gpus"]): row for row in reversed(rows)}.values())[::-1]
+    return list({(row["variant"], row["size"], row["global_batch"], row["gpus"]): row for row in reversed(rows)}.values())[::-1]
 
 
 def memory_columns(rows: list[Row]) -> dict[str, str]:
     """What a terminal shows of memory; exact sums where a run has them."""
     before, after = dict(list(SHOWN_MEMORY.items())[:-2]), dict(list(SHOWN_MEMORY.items())[-2:])
+    before = ({"variant": "variant"} if any(row["variant"] for row in rows) else {}) | before
     return before | ({"sums_gb": "sums"} if any(row["sums_gb"] for row in rows) else {}) | after
 
 
@@ -155,6 +158,7 @@ def _row(run: PlannedRun) -> Row:
     return {
         "run_id": run.run_id,
         "size": run.size,
+        "variant": run.variant or None,
         "seed": run.seed,
         "tokens": run.tokens,
         "architecture": shape.architecture,
@@ -167,6 +171,7 @@ def _row(run: PlannedRun) -> Row:
         "seq_len": shape.seq_len,
         "params": shape.params,
         "params_non_embedding": shape.params_non_embedding,
+        "params_active": shape.params_active,
         "flops_per_token": shape.flops_per_token,
         "flops": run.flops,
         "global_batch": run.global_batch,

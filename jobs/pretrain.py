@@ -15,7 +15,7 @@ from losslens.cluster.connect import connected
 from losslens.errors import UserError
 from losslens.families import PlannedRun, planned_runs
 from losslens.specs import StudySpec
-from losslens.training.worker import Outcome
+from losslens.training.outcome import Outcome
 
 
 def pretrain(spec: StudySpec, results: Path, size: str, seed: int | None = None) -> list[Outcome]:
@@ -27,7 +27,7 @@ def pretrain(spec: StudySpec, results: Path, size: str, seed: int | None = None)
     """
     runs = _chosen(spec, size, seed)
     with exclusive(results), Board() as board, connected(spec.cluster) as slots:
-        training = Training(spec, runs, results, pack(spec, results, board).dir, slots, board)
+        training = Training(spec, runs, results, pack(spec, results, board), slots, board)
         training.wait()
         return training.outcomes()
 

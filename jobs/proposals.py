@@ -135,6 +135,8 @@ def propose(
     Raises:
         UserError: a key that the study lacks, that no trial may change or that changes nothing; a value that it cannot take.
     """
+    if load_study(study, overrides).variants:
+        raise UserError("a sweep is of one study, and this one has variants", "leave them out: --set variants={}")
     proposals = [
         {key: space.at(u) for (key, space), u in zip(spaces.items(), point, strict=True)} for point in points(samples, len(spaces), seed)
     ]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import pyarrow as pa
 
 from jobs.filters import EVERYTHING, Filters
 from losslens import analysis
-from losslens.analysis.same_curve import MARGIN, By
+from losslens.analysis.same_curve import MARGIN
 from losslens.results import Results
 
 
@@ -21,7 +20,7 @@ def same_curve(results: Path, by: str = "size", margin: float = MARGIN, filters:
         EnvironmentFailure: the rows cannot be written.
     """
     stored = Results(results)
-    found = analysis.same_curve(filters.points(stored), stored.query("SELECT * FROM runs"), by=cast(By, by), margin=margin)
+    found = analysis.same_curve(filters.points(stored), stored.query("SELECT * FROM runs"), by=by, margin=margin)
     stored.write("same_curve", found)
     stored.refresh()
     return found

@@ -10,7 +10,7 @@ if __name__ == "__main__":
     import here  # noqa: F401
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,19 +117,25 @@ def _train_and_score(spec: StudySpec, results: Path, runs: Sequence[PlannedRun],
         with summary.stage("connect"):
             slots = stack.enter_context(connected(spec.cluster))
         with summary.stage("corpus"):
-            corpus = pack(spec, results, board)
+            corpora = pack(spec, results, board)
         with summary.stage("training and scoring"):
-            failed = _together(spec, results, runs, corpus.dir, slots, summary, board)
+            failed = _together(spec, results, runs, corpora, slots, summary, board)
         with summary.stage("cross-check"):
             failed += _cross_check(spec, results, runs, slots, board)
     return failed
 
 
 def _together(
-    spec: StudySpec, results: Path, runs: Sequence[PlannedRun], corpus: Path, slots: Slots, summary: Summary, board: Board
+    spec: StudySpec,
+    results: Path,
+    runs: Sequence[PlannedRun],
+    corpora: Mapping[str, Path],
+    slots: Slots,
+    summary: Summary,
+    board: Board,
 ) -> list[Exception]:
     """Train all runs and score their checkpoints as they appear; what failed."""
-    training = Training(spec, runs, results, corpus, slots, board)
+    training = Training(spec, runs, results, corpora, slots, board)
     scoring = Scoring(spec, results, slots, board, engine=spec.evaluation.engine)
     began = time.monotonic()
     in_training = in_scoring = True

@@ -183,7 +183,7 @@ def _run(spec: StudySpec, sweeps: Sequence[Sweep], results: Path) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is in the rows
     largest = max((spec, *(trial.spec for each in sweeps for trial in each.trials)), key=_rows)  # the study, unless budgets are swept
     with Board() as board, connected(spec.cluster) as slots:
-        corpus = pack(largest, results, board).dir
+        corpus = pack(largest, results, board)[""]
         for each in sweeps:
             todo = each.todo(results)
             by_run = {trial.run.run_id: trial for trial in each.trials}

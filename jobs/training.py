@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from jobs.progress import Board
 from losslens.cluster.slots import Slots
 from losslens.errors import TrainingDiverged
 from losslens.families import PlannedRun
-from losslens.specs import StudySpec
+from losslens.specs import StudySpec, variants
 from losslens.training import journal, leaving
 from losslens.training.branching import ready, require
 from losslens.training.checkpoint import RECORD, run_directory
-from losslens.training.worker import Outcome
+from losslens.training.outcome import Outcome
 
 POLL_S = 0.2
 
@@ -65,10 +65,16 @@ def told(event: dict[str, Any]) -> str:
 
 
 class Training:
-    """Runs in flight. Each has a thread of the driver that waits in `elastic.fit`; call `advance` now and then."""
+    """Runs in flight. Each has a thread of the driver that waits in `elastic.fit`; call `advance` now and then.
 
-    def __init__(self, spec: StudySpec, runs: Sequence[PlannedRun], results: Path, corpus_dir: Path, slots: Slots, board: Board) -> None:
-        self._spec, self._results, self._corpus, self._slots, self._board = spec, results, corpus_dir, slots, board
+    `corpora`: the packed corpus of each variant.
+    """
+
+    def __init__(
+        self, spec: StudySpec, runs: Sequence[PlannedRun], results: Path, corpora: Mapping[str, Path], slots: Slots, board: Board
+    ) -> None:
+        self._spec, self._results, self._corpora, self._slots, self._board = spec, results, corpora, slots, board
+        self._variants = variants(spec)
         self._runs = tuple(runs)
         self._waiting = [run for run in runs if not finished(results, run)]
         self._threads: dict[str, threading.Thread] = {}
@@ -146,7 +152,7 @@ class Training:
 
         try:
             require(self._results, run)
-            self._outcomes[run.run_id] = fit(self._spec, run, self._results, self._corpus, self._slots)
+            self._outcomes[run.run_id] = fit(self._variants[run.variant], run, self._results, self._corpora[run.variant], self._slots)
         except Exception as error:  # a thread has nobody to raise to: whoever asks for `errors` gets it
             self._errors[run.run_id] = error
 

@@ -22,7 +22,8 @@ from losslens.cluster.slots import Slots
 from losslens.families import PlannedRun
 from losslens.results import Results
 from losslens.training.checkpoint import Checkpoint, completed
-from losslens.training.worker import Outcome, publish
+from losslens.training.outcome import Outcome
+from losslens.training.saving import publish
 
 POLL_S = 0.5  # between two looks for a new checkpoint
 

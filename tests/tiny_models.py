@@ -24,8 +24,9 @@ def tiny_model(directory: Path, architecture: str = "paper", seed: int = 0, seq_
     directory.mkdir(parents=True)
     tokenizer = directory.parent / f"{directory.name}-tokenizer"
     make(TokenizerSpec(kind="byte", vocab_size=257), (), tokenizer)
-    kv_heads = 2 if architecture == "gpt_neox" else 1
-    shape = Shape(architecture, 257, 64, 96, 2, kv_heads, 2, seq_len, 10_000.0, tie_embeddings=tied)
+    kv_heads = 2 if architecture in ("gpt_neox", "mamba2") else 1
+    own = {"mixtral": {"experts": 4, "active_experts": 2}, "mamba2": {"state_size": 16}}.get(architecture, {})
+    shape = Shape(architecture, 257, 64, 96, 2, kv_heads, 2, seq_len, 10_000.0, tie_embeddings=tied, **own)
     eos = Encoder(tokenizer).eos
     module = build(shape, seed=seed, eos_token_id=eos)
     with torch.no_grad():

@@ -19,7 +19,8 @@ from losslens.results import Results
 from losslens.specs import load_study
 from losslens.training import journal
 from losslens.training.checkpoint import saved_step, states
-from losslens.training.worker import make_trainer, state_of
+from losslens.training.snapshot import state_of
+from losslens.training.worker import make_trainer
 from tests.bench.chaos import STUDY, Chaos, Fault, Pretraining, disturb
 from tests.nodes import Machines, machines, wait_for
 

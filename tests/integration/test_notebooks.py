@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.simulated_variants import write_variants
 from tests.synthetic import ANSWERED, TASKS, write_study
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +80,15 @@ def test_metrics_of_a_study_without_answers(tmp_path: Path, monkeypatch: pytest.
     answer = answer_of(ROOT / "notebooks" / "07_metrics.ipynb", monkeypatch)
     assert "come out again" not in answer
     assert "cloze_near · text: no threshold" in answer
+
+
+def test_architectures_and_tokenizers_of_simulated_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores follow bits a byte, and one architecture copies worse at equal loss: both are found, and nothing else."""
+    monkeypatch.setenv("LOSSLENS_RESULTS", str(write_variants(tmp_path / "results").root))
+    answer = answer_of(ROOT / "notebooks" / "05_architectures_and_tokenizers.ipynb", monkeypatch)
+    assert "tokenizers: the curves coincide best on shared bits/byte (1.00 times" in answer
+    assert re.findall(r"^    (\S+) · \S+: (\S+) -\d", answer, re.MULTILINE) == [("skill_copy", "mamba2")], answer
+    assert not re.search(r"^    .* \+\d", answer, re.MULTILINE), answer
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -17,9 +17,10 @@ from losslens.corpus.order import rank_slice
 from losslens.families import Shape
 from losslens.models import build
 from losslens.specs import OptimizerSpec, ScheduleSpec, TrainingSpec
-from losslens.training.loop import Trainer, Watch, run
+from losslens.training.loop import Trainer, run
 from losslens.training.optimizers import Optimizers
-from losslens.training.worker import state_of
+from losslens.training.snapshot import state_of
+from losslens.training.watch import Watch
 from tests.ports import free_port
 
 SHAPE = Shape("paper", 61, 32, 96, 2, 1, 2, 24, 100.0, tie_embeddings=False)

@@ -20,7 +20,8 @@ from losslens.training.branching import parent_state, ready, require
 from losslens.training.loop import Trainer
 from losslens.training.optimizers import Optimizers
 from losslens.training.schedules import multiplier
-from losslens.training.worker import resume, run_row, state_of
+from losslens.training.snapshot import state_of
+from losslens.training.worker import resume, run_row
 
 SHAPE = Shape("paper", 61, 32, 96, 2, 1, 2, 24, 100.0, tie_embeddings=False)
 BATCH = 4

@@ -18,10 +18,12 @@ from losslens.models import build
 from losslens.specs import OptimizerSpec, ScheduleSpec, TrainingSpec
 from losslens.training import looks
 from losslens.training.heldout import window_loss
-from losslens.training.loop import Trainer, Watch, run
+from losslens.training.loop import Trainer, run
 from losslens.training.optimizers import Optimizers
 from losslens.training.passes import Passes, smaller
-from losslens.training.worker import _finite, load_state, state_of
+from losslens.training.saving import _finite
+from losslens.training.snapshot import load_state, state_of
+from losslens.training.watch import Watch
 
 SHAPE = Shape("paper", 61, 32, 96, 2, 1, 2, 24, 100.0, tie_embeddings=False)
 STEPS, BATCH = 50, 6
@@ -73,7 +75,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_training_goes_on(micro_batc
     assert all(bool(torch.isfinite(p).all()) for p in [*of.parameters, *of.average])
     assert of.losses[-1] < of.losses[0] - 0.5
     assert not torch.isfinite(of.losses[6])
-    (window,) = window_loss(of)
+    (window,) = window_loss(of.losses, of.step, BATCH * of.seq_len)
     assert math.isfinite(window.value)
 
 

@@ -77,6 +77,7 @@ WRONG_VALUES = [
     ("training.global_batch=many", "training.global_batch: expected `int`, got `str`", "correct that value"),
     ("training.global_batch=true", "training.global_batch: expected `int`, got `bool`", "correct that value"),
     ("training.optimizer.lr=.inf", "training.optimizer.lr: expected `float` <=", "correct that value"),
+    ("training.compile=maybe", "training.compile: 'maybe' is not one of its values", "choose from true, false, auto"),
     ("training.optimizer.name=adam", "training.optimizer.name: 'adam' is not one of its values", "choose from adamw, muon"),
     ("family.sizes.d64.name=64", "family.sizes[0].name: expected `str`, got `int`", "put that value in quotes"),
     ("seed=-1", "seed: expected `int` >= 0", "correct that value"),

@@ -16,8 +16,7 @@ from jobs.sweep import Decision, Sweep, ending, require_all_ended, rows, sweep
 from jobs.trial import judged, why
 from losslens.errors import EnvironmentFailure, UserError
 from losslens.specs import dialect, load_study
-from losslens.training.checkpoint import Checkpoint, run_directory
-from losslens.training.heldout import Loss
+from losslens.training.checkpoint import Checkpoint, Loss, run_directory
 from tests.conftest import Process
 
 DEMO = load_study("demo")

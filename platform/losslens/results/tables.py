@@ -12,6 +12,7 @@ RUNS = pa.schema(
     + [("tokenizer", _S), ("vocab_size", _I), ("corpus", _S), ("seq_len", _I), ("optimizer", _S), ("schedule", _S)]
     + [("peak_lr", _F), ("batch_tokens", _I), ("tokens_planned", _I), ("seed", _I), ("parent_checkpoint_id", _S)]
     + [("source", _S), ("source_url", _S), ("licence", _S), ("created_at", _T), ("spec", _S)]
+    + [("variant", _S)]  # of a study with several: factor=level,factor=level
 )
 CHECKPOINTS = pa.schema(
     [("checkpoint_id", _S), ("run_id", _S), ("step", _I), ("tokens", _I), ("flops", _F), ("path", _S)]
