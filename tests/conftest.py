@@ -26,13 +26,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", action="store_true", help="rewrite the golden files and run only the tests that have one")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Of two processes that share the tests, one starts every Ray cluster, which spends its time waiting; the other gets the rest file by
+    file."""
+    item.add_marker(pytest.mark.xdist_group("clusters" if _has_cluster(item) else item.path.name))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of two processes that share the tests, one starts every Ray cluster, which spends its time waiting, and begins at once; the other
-    gets the rest file by file."""
+    """The clusters begin at once, since they take longest."""
     items.sort(key=lambda item: not _has_cluster(item))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("clusters" if _has_cluster(item) else item.path.name))
     if config.getoption("--golden"):
         items[:] = [item for item in items if "update_golden" in getattr(item, "fixturenames", ())]
 
