@@ -16,7 +16,7 @@ demo: $(READY)
 
 test: $(READY)
 	bash .ci/browser.sh
-	$(PY) -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+	$(PY) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 check: $(READY)
 	.venv/bin/ruff check .

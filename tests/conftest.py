@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # Before anything imports torch: threads that wait for each other on busy cores make tiny models a hundred times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,25 +30,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", action="store_true", help="rewrite the golden files and run only the tests that have one")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Of two processes that share the tests, one starts every Ray cluster, which spends its time waiting; the other gets the rest file by
-    file."""
-    item.add_marker(pytest.mark.xdist_group("clusters" if _has_cluster(item) else item.path.name))
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The clusters begin at once, since they take longest."""
-    items.sort(key=lambda item: not _has_cluster(item))
+    items.sort(key=lambda item: not _starts_clusters(item.path))
     if config.getoption("--golden"):
         items[:] = [item for item in items if "update_golden" in getattr(item, "fixturenames", ())]
 
 
-def _has_cluster(item: pytest.Item) -> bool:
-    return (
-        item.path.parent.name == "e2e"
-        or "ray" in vars(getattr(item, "module", None) or object)
-        or "local_ray" in getattr(item, "fixturenames", ())
-    )
+class Apart(LoadScopeScheduling):
+    """Of two processes that share the tests, one starts every Ray cluster, which mostly waits; the other gets the rest file by file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "clusters" if _starts_clusters(REPO / file) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Apart:
+    """For `-n 2` (`make test`)."""
+    return Apart(config, log)
+
+
+@cache
+def _starts_clusters(file: Path) -> bool:
+    return file.parent.name == "e2e" or re.search(r"\b(import ray|local_ray)\b", file.read_text(encoding="utf-8")) is not None
 
 
 @pytest.fixture(scope="session")
