@@ -13,7 +13,7 @@ from typing import Any
 
 import hypothesis
 import pytest
-from xdist.scheduler import LoadScopeScheduling
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 # Before anything imports torch: threads that wait for each other on busy cores make tiny models a hundred times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if "update_golden" in getattr(item, "fixturenames", ())]
 
 
-class Apart(LoadScopeScheduling):
+class Apart(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """Of two processes that share the tests, one starts every Ray cluster, which mostly waits; the other gets the rest file by file."""
 
     def _split_scope(self, nodeid: str) -> str:
