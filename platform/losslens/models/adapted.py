@@ -73,18 +73,21 @@ def unevenness(router_logits: Sequence[Tensor], active: int) -> Tensor:
 
 
 def saved_names(state: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
-    """An `AdaptedModel`'s tensors under the names and in the pieces that transformers saves: files hold experts one by one."""
+    """An `AdaptedModel`'s tensors as they are saved: in the pieces in which transformers saves them, since it keeps experts in one tensor
+    and files do not; under the class's own names where nothing but names would differ: every reader knows these, vLLM only these."""
+    own = {name.removeprefix("inner."): tensor for name, tensor in state.items()}
     with torch.device("meta"):
         model = _built(config)
-    saved: dict[str, Tensor] = revert_weight_conversion(model, {name.removeprefix("inner."): tensor for name, tensor in state.items()})
-    return saved
+    saved: dict[str, Tensor] = revert_weight_conversion(model, dict(own))
+    return own if len(saved) == len(own) else saved
 
 
-def expected_names(config: PretrainedConfig) -> set[str]:
-    """What transformers saves of such a model."""
+def expected_names(config: PretrainedConfig) -> tuple[set[str], set[str]]:
+    """What files of such a model hold: by the names that transformers saves, and by the class's own."""
     with torch.device("meta"):
         model = _built(config)
-    return set(revert_weight_conversion(model, model.state_dict())) - set(model.all_tied_weights_keys)
+    tied = set(model.all_tied_weights_keys)
+    return set(revert_weight_conversion(model, model.state_dict())) - tied, set(model.state_dict()) - tied
 
 
 def _built(config: PretrainedConfig) -> Any:

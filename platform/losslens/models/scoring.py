@@ -163,7 +163,7 @@ def _lacking(directory: Path) -> str | None:
     """The first tensor that the files lack of those that transformers saves, such as one expert's; asked where a load has failed."""
     try:
         there = {name for file in directory.glob("model*.safetensors") for name in load_file(file)}
-        missing = expected_names(read_config(directory)) - there
+        missing = min((names - there for names in expected_names(read_config(directory))), key=len)
     except Exception:  # whatever made the load fail, which is told instead
         return None
     return min(missing, default=None) if there else None
