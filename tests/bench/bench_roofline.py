@@ -29,13 +29,10 @@ import torch
 from torch import Tensor
 
 from losslens.families import Shape
-from losslens.models import build
-from losslens.specs import OptimizerSpec, ScheduleSpec, TrainingSpec
-from losslens.training.lanes import keep_freed_memory, lanes_of, share_threads
+from losslens.training.lanes import keep_freed_memory, lanes_of
 from losslens.training.loop import Trainer
-from losslens.training.optimizers import Optimizers
 from tests.bench.bench_attention import in_blocks
-from tests.bench.bench_trainers import LR, SIZES
+from tests.bench.bench_trainers import SIZES, make
 
 PARTS = ("products", "attention", "blocks", "head", "optimizer", "rest")
 LEAST = 0.003  # seconds that are timed at once
@@ -150,12 +147,11 @@ def best(work: Callable[[], object], rounds: int, *, alone: bool = True) -> floa
 
 def step_line(size: str, machine: float, given: argparse.Namespace) -> str:
     shape, batch, _ = SIZES[size]
-    lanes = lanes_of(given.threads, batch, None)
-    share_threads(given.threads, lanes)
-    trainer = make(shape, batch, lanes, given.compile)
+    torch.set_num_threads(given.threads)
+    trainer = make(shape, batch, compiled=given.compile)
     rows = torch.randint(0, shape.vocab_size, (batch, shape.seq_len + 1))
-    step = best(lambda: trainer.update(rows), given.rounds, alone=lanes == 1)
-    parts = parts_of(trainer, shape, rows[: -(-batch // lanes)], given.rounds)
+    step = best(lambda: trainer.update(rows), given.rounds, alone=trainer.lanes == 1)
+    parts = parts_of(trainer, shape, rows[: -(-batch // trainer.lanes)], given.rounds)
     parts["rest"] = step - sum(parts.values())
     reached = shape.flops_per_token * batch * shape.seq_len / step / 1e9
     batches = endless(rows.numpy())
@@ -164,24 +160,6 @@ def step_line(size: str, machine: float, given: argparse.Namespace) -> str:
     limit = lane_rate(shape, batch, given)
     return (
         f"{size:6}{reached:9,.1f}{100 * reached / machine:10.1f}{100 * reached / limit:9.1f}{step * 1e3:9.1f}{share}   {data * 1e6:.0f} us"
-    )
-
-
-def make(shape: Shape, batch: int, lanes: int, compiled: bool) -> Trainer:
-    spec = TrainingSpec(
-        global_batch=batch, optimizer=OptimizerSpec(lr=LR, clip=None), schedule=ScheduleSpec(name="constant", warmup_steps=0)
-    )  # fmt: skip
-    model = build(shape, seed=0)
-    return Trainer(
-        model=model,
-        optimizers=Optimizers(model, spec.optimizer, peak_lr=LR, width=shape.d_model),
-        spec=spec,
-        steps=100_000,
-        global_batch=batch,
-        seq_len=shape.seq_len,
-        device=torch.device("cpu"),
-        lanes=lanes,
-        compile=compiled,
     )
 
 

@@ -5,8 +5,8 @@
 
 Each round runs one after the other in processes of their own; medians of the rounds, after a warm-up. Ours is `loop.Trainer` fed from
 memory: what Ray, Ray Data and checkpoints cost on top is tests/bench/bench_training.py's. AdamW, fused, no clipping, no
-weight average, random tokens. Each side runs compiled too (`compiled`, `comp.`), and its faster way is compared. litgpt is installed
-into a folder of its own by the first run (tests/bench/litgpt_rival.py).
+weight average, random tokens. Each side runs compiled too (`compiled`, `comp.`); our faster way is compared with each rival as it is and
+compiled. litgpt, which always compiles, is installed into a folder of its own by the first run (tests/bench/litgpt_rival.py).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> None:
         litgpt_rival.install()
     ways = {name: names if given.compile else names[:1] for name, names in {"ours": OURS, **RIVALS}.items()}
     sides = [side for name in ("ours", *rivals) for side in ways[name]]
-    ratios = "".join(f"{f'/{rival}':>10}{'wanted':>8}" for rival in rivals)
+    ratios = "".join(f"{f'/{way}':>15}" for rival in rivals for way in ways[rival]) + "  wanted"
     print(f"{'size':6}{'params':>8}" + "".join(f"{side:>14}" for side in sides) + f"{ratios}   tokens/s, {given.threads} threads")
     for size in given.sizes.split(","):
         rounds = [{side: alone(side, size, given) for side in sides} for _ in range(given.rounds)]
@@ -74,8 +74,8 @@ def main() -> None:
         best = max(middle[side] for side in ways["ours"])
         shape, _, wanted = SIZES[size]
         figures = "".join(f"{middle[side]:14,.0f}" for side in sides)
-        for rival in rivals:
-            figures += f"{best / max(middle[side] for side in ways[rival]):10.2f}{WANTED.get(rival, wanted):8.1f}"
+        figures += "".join(f"{best / middle[way]:15.2f}" for rival in rivals for way in ways[rival])
+        figures += "  " + ", ".join(f"{WANTED.get(rival, wanted):.1f} of {rival}" for rival in rivals)
         print(f"{size:6}{shape.params / 1e6:7.1f}M{figures}", flush=True)
 
 
@@ -91,16 +91,24 @@ def alone(side: str, size: str, given: argparse.Namespace) -> float:
 
 def ours(size: str, seconds: float, *, compiled: bool = False) -> float:
     shape, batch, _ = SIZES[size]
+    trainer = make(shape, batch, compiled=compiled)
+    rows = torch.randint(0, shape.vocab_size, (64, batch, shape.seq_len + 1))
+    return rate(lambda step: trainer.update(rows[step % len(rows)]), batch * shape.seq_len, seconds)
+
+
+def make(shape: Shape, batch: int, *, compiled: bool) -> Trainer:
+    """Ours, with as many lanes as a run would have on torch's threads."""
     spec = TrainingSpec(
         global_batch=batch,
         optimizer=OptimizerSpec(lr=LR, clip=None),
         schedule=ScheduleSpec(name="constant", warmup_steps=0),
     )
-    model, threads = build(shape, seed=0), torch.get_num_threads()
+    threads = torch.get_num_threads()
     lanes = lanes_of(threads, batch, None)
     share_threads(threads, lanes)
     keep_freed_memory()
-    trainer = Trainer(
+    model = build(shape, seed=0)
+    return Trainer(
         model=model,
         optimizers=Optimizers(model, spec.optimizer, peak_lr=LR, width=shape.d_model),
         spec=spec,
@@ -111,8 +119,6 @@ def ours(size: str, seconds: float, *, compiled: bool = False) -> float:
         lanes=lanes,
         compile=compiled,
     )
-    rows = torch.randint(0, shape.vocab_size, (64, batch, shape.seq_len + 1))
-    return rate(lambda step: trainer.update(rows[step % len(rows)]), batch * shape.seq_len, seconds)
 
 
 def rate(update: Callable[[int], object], tokens: int, seconds: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,12 +73,18 @@ def test_resized_from_2_to_1_to_2_the_weights_are_the_same_bits(cluster: Machine
     cluster.join()
     third = stepped_on(training, 2, second)
     saved = saved_step(training.results, training.run.run_id)
-    wait_for(lambda: saved_step(training.results, training.run.run_id) > saved, 120, "a state of the last group")
-    training.kill()
+    wait_for(lambda: saved_step(training.results, training.run.run_id) > saved, 120, "a state of the last group, saved because it was due")
+    assert training.process
+    moment = time.time()
+    training.process.terminate()
+    assert training.process.wait(120) == 128 + signal.SIGTERM
+    last = training.since(moment, "saved")
+    assert last, "told to end, it saves a state first"
     assert first < second < third
     events: list[dict[str, Any]] = journal.events(training.home)
     assert [e for e in events if e["event"] == "failed"] == [], "no group was lost: each saved and left"
     step, state = next(states(training.results, training.run.run_id))
+    assert step >= last[-1]["step"] > saved
     assert (state_directory(training.results, training.run.run_id, step) / ".metadata").is_file()
     alone = undisturbed(training, step)
     assert state.keys() == alone.keys()

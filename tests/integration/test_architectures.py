@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,6 @@ from tests.tiny_models import requests, tiny_model
 
 TOLERANCE = 1e-4  # nats a token
 HONOURS_MASKS = {"mixtral": True, "mamba2": False, "olmoe": True, "mamba": False}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def foreign(directory: Path, config: PretrainedConfig) -> Path:

@@ -32,7 +32,7 @@ from losslens.training.sharded_state import read_rows, rows_of, write_rows
 from losslens.training.sharding import Shards
 from losslens.training.snapshot import load_state, state_of
 from losslens.training.watch import Watch
-from losslens.training.worker import train
+from losslens.training.worker import PASSES, train
 from tests.held_out import ENGLISH, byte_level, packed
 from tests.ports import free_port
 
@@ -264,3 +264,32 @@ def test_a_run_resized_and_robbed_of_a_state_is_the_undisturbed_one(corpus: Path
     assert resumed[1][1] == run.checkpoints[1], "the state before the damaged one"
     assert resumed[1][1] < resumed[2][1] < resumed[3][1]
     assert len([e for e in events if e["event"] == "damaged"]) == 1
+
+
+def short_of_memory(rank: int, world: int, port: int, settings: Sequence[str], results: Path, corpus: Path, begins: bool) -> None:
+    """One rank of two; the second has memory for two sequences. A group that `begins` ends as one does whose memory is short."""
+    meet(rank, world, port)
+    whole = Trainer._pass
+
+    def two_fit(self: Trainer, lane: int, rows: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
+        if rank == 1 and len(rows) > 2:
+            raise torch.OutOfMemoryError
+        return whole(self, lane, rows, weight)
+
+    Trainer._pass = two_fit  # type: ignore[method-assign]
+    if not begins:
+        one_rank(settings, results, corpus, STEPS, rank, world)
+        dist.destroy_process_group()
+        return
+    with pytest.raises(PassTooLarge if rank == 1 else RuntimeError):  # the first finds the second gone
+        one_rank(settings, results, corpus, STEPS, rank, world)
+
+
+def test_a_group_whose_memory_is_short_begins_anew_with_smaller_passes(corpus: Path, tmp_path: Path) -> None:
+    settings = (*SETTINGS, SHARDED, "training.precision=bf16", "training.micro_batch=null")
+    together(2, short_of_memory, settings, tmp_path, corpus, True)
+    run = planned_runs(load_study("demo", settings))[0]
+    home = checkpoints.run_directory(tmp_path, run.run_id)
+    assert journal.state(home / PASSES) == {"sequences": 2}
+    together(2, short_of_memory, settings, tmp_path, corpus, False)
+    assert [checkpoint.step for checkpoint in checkpoints.completed(tmp_path, run.run_id)] == list(run.checkpoints)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from losslens.errors import DataMismatch, UserError
 from losslens.families import Shape
-from losslens.models import build, roles, shape_from_config, transformers_config, write_hugging_face
+from losslens.models import build, initialise, roles, shape_from_config, transformers_config, write_hugging_face
 from losslens.models.adapted import unevenness
 from losslens.models.decoder import BLOCK
 from losslens.models.export import hugging_face_state, module_state
@@ -126,6 +128,39 @@ def test_export_and_import_are_inverse() -> None:
         back = module_state(hugging_face_state(state, shape(architecture)), shape(architecture))
         assert back.keys() == state.keys()
         assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 100, 300, 512])
+def test_any_rows_begin_as_they_do_among_all(rows: int) -> None:
+    """Ranks of a sharded run, which hold some rows each, begin with the weights of a run that holds them whole."""
+    of = replace(shape(), vocab_size=600)
+    whole = dict(build(of, seed=3).named_parameters())
+    for first in range(0, 600, rows):
+        some = nn.ModuleDict({"model": nn.ModuleDict({"embed_tokens": nn.Embedding(min(rows, 600 - first), of.d_model)})})
+        initialise(some, of, "fan_in", 3, lambda parameter, first=first: (first, 600))  # type: ignore[misc]
+        [(name, found)] = some.named_parameters()
+        assert torch.equal(found, whole[name][first : first + rows])
+    assert 0.9 < whole["model.embed_tokens.weight"].std() < 1.1
+
+
+def test_a_hollow_model_takes_no_memory() -> None:
+    of = shape()
+    hollow = build(of, seed=3, hollow=True)
+    assert all(parameter.is_meta for parameter in hollow.parameters())
+    assert {name: parameter.shape for name, parameter in hollow.named_parameters()} == {
+        name: parameter.shape for name, parameter in build(of, seed=3).named_parameters()
+    }
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_tensor_is_saved_as_it_is_among_all(architecture: str) -> None:
+    """A sharded run's checkpoint is written tensor by tensor."""
+    of = shape(architecture)
+    state = build(of, seed=0).state_dict()
+    alone = {name: piece for given in state for name, piece in hugging_face_state({given: state[given]}, of).items()}
+    together = hugging_face_state(state, of)
+    assert alone.keys() == together.keys()
+    assert all(torch.equal(alone[name], together[name]) for name in together)
 
 
 def test_same_seed_same_weights_whatever_ran_before() -> None:

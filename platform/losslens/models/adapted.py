@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -73,21 +75,40 @@ def unevenness(router_logits: Sequence[Tensor], active: int) -> Tensor:
 
 
 def saved_names(state: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
-    """An `AdaptedModel`'s tensors as they are saved: in the pieces in which transformers saves them, since it keeps experts in one tensor
-    and files do not; under the class's own names where nothing but names would differ: every reader knows these, vLLM only these."""
+    """An `AdaptedModel`'s tensors, all or some, as they are saved: in the pieces in which transformers saves them, since it keeps experts
+    in one tensor and files do not; under the class's own names where nothing but names would differ: every reader knows these, vLLM only
+    these."""
     own = {name.removeprefix("inner."): tensor for name, tensor in state.items()}
-    with torch.device("meta"):
-        model = _built(config)
-    saved: dict[str, Tensor] = revert_weight_conversion(model, dict(own))
-    return own if len(saved) == len(own) else saved
+    model, names, own_names = _hollow(_Alike(type(config), config.to_json_string(), config))
+    if len(names) == len(own_names):
+        return own
+    saved: dict[str, Tensor] = revert_weight_conversion(model, own)
+    return saved
 
 
 def expected_names(config: PretrainedConfig) -> tuple[set[str], set[str]]:
     """What files of such a model hold: by the names that transformers saves, and by the class's own."""
-    with torch.device("meta"):
-        model = _built(config)
+    model, names, own_names = _hollow(_Alike(type(config), config.to_json_string(), config))
     tied = set(model.all_tied_weights_keys)
-    return set(revert_weight_conversion(model, model.state_dict())) - tied, set(model.state_dict()) - tied
+    return names - tied, own_names - tied
+
+
+@dataclass(frozen=True, slots=True)
+class _Alike:
+    """A config, equal to others that say the same; itself it cannot be a key."""
+
+    kind: type[PretrainedConfig]
+    values: str
+    config: PretrainedConfig = field(compare=False)
+
+
+@lru_cache(maxsize=4)
+def _hollow(of: _Alike) -> tuple[Any, set[str], set[str]]:
+    """A config's model without values, and its tensors' names as `expected_names` has them."""
+    with torch.device("meta"):
+        model = _built(of.config)
+    own = model.state_dict()
+    return model, set(revert_weight_conversion(model, dict(own))), set(own)
 
 
 def _built(config: PretrainedConfig) -> Any:

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from losslens.families import Shape
 from losslens.models.decoder import Decoder
 from losslens.models.language_model import LanguageModel
 
 
-def build(shape: Shape, *, seed: int, initialisation: str = "fan_in", eos_token_id: int = 0) -> LanguageModel:
-    """A freshly initialised model; equal arguments give equal weights, on any device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Decoder(shape) if shape.architecture in ("paper", "llama") else _adapted(shape, eos_token_id)
-        initialise(model, shape, initialisation)
+_TOGETHER = 256  # rows of a matrix that have one stream of random numbers
+# Tensor, one of a module's parameters -> the number of its first row in the whole matrix, and how many rows that has.
+Part = Callable[[Tensor], tuple[int, int]]
+
+
+def build(shape: Shape, *, seed: int, initialisation: str = "fan_in", eos_token_id: int = 0, hollow: bool = False) -> LanguageModel:
+    """A freshly initialised model; equal arguments give equal weights, on any device.
+
+    A `hollow` one takes no memory: its parameters are on the device `meta`, and what they begin with is told by `initialise`.
+    Models of transformers' classes cannot be.
+    """
+    if shape.architecture in ("paper", "llama"):
+        model: LanguageModel = Decoder(shape, device="meta" if hollow else "cpu")
+        if hollow:
+            return model
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _adapted(shape, eos_token_id)
+    initialise(model, shape, initialisation, seed)
     return model
 
 
@@ -50,9 +66,13 @@ def roles(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
 _OF_THE_CLASS = ("conv1d", "A_log", "dt_bias")
 
 
+def _all_of(parameter: Tensor) -> tuple[int, int]:
+    return 0, len(parameter)
+
+
 @torch.no_grad()
-def initialise(model: nn.Module, shape: Shape, scheme: str) -> None:
-    """Fill weights in a fixed order from the current random state.
+def initialise(model: nn.Module, shape: Shape, scheme: str, seed: int, part: Part = _all_of) -> None:
+    """Fill a model's parameters, or some rows of each: which, says `part`. Any rows get what they would get among all.
 
     `fan_in`: embeddings N(0, 1), hidden matrices N(0, 1 / fan_in), the two projections that write into the residual
     stream scaled by 1 / sqrt(2 L), head N(0, 1 / D^2) so that the first logits are small at any width.
@@ -61,15 +81,28 @@ def initialise(model: nn.Module, shape: Shape, scheme: str) -> None:
     """
     residual = 1 / math.sqrt(2 * shape.layers)
     by_role = roles(model)
-    for _, weight in by_role["embedding"]:
-        weight.normal_(std=1.0 if scheme == "fan_in" and not shape.tie_embeddings else 0.02)
+    for name, weight in by_role["embedding"]:
+        _draw(weight, f"{seed} {name}", 1.0 if scheme == "fan_in" and not shape.tie_embeddings else 0.02, part)
     for name, weight in by_role["hidden"]:
         std = 1 / math.sqrt(weight.shape[-1]) if scheme == "fan_in" else 0.02
-        writes_residual = any(part in name for part in ("o_proj", "down_proj", "dense_4h_to_h", "attention.dense", "out_proj"))
-        weight.normal_(std=std * residual if writes_residual else std)
-    for _, weight in by_role["head"]:
-        weight.normal_(std=1 / shape.d_model if scheme == "fan_in" else 0.02)
+        writes_residual = any(ending in name for ending in ("o_proj", "down_proj", "dense_4h_to_h", "attention.dense", "out_proj"))
+        _draw(weight, f"{seed} {name}", std * residual if writes_residual else std, part)
+    for name, weight in by_role["head"]:
+        _draw(weight, f"{seed} {name}", 1 / shape.d_model if scheme == "fan_in" else 0.02, part)
     for name, gain in by_role["gain"]:
-        if any(part in name for part in _OF_THE_CLASS):
+        if any(kept in name for kept in _OF_THE_CLASS):
             continue
         gain.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+def _draw(weight: Tensor, stream: str, std: float, part: Part) -> None:
+    """N(0, std^2), on the host, a few rows at a time: each `_TOGETHER` of the whole matrix have a stream of their own."""
+    first, whole = part(weight)
+    last = first + len(weight)
+    for start in range(first - first % _TOGETHER, last, _TOGETHER):
+        stop = min(start + _TOGETHER, whole)
+        seed = hashlib.blake2b(f"{stream} {start}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(seed) >> 1)
+        rows = torch.empty(stop - start, *weight.shape[1:]).normal_(std=std, generator=generator)
+        low, high = max(start, first), min(stop, last)
+        weight[low - first : high - first] = rows[low - start : high - start]

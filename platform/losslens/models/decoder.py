@@ -164,13 +164,18 @@ class Body(nn.Module):
 
 
 class Decoder(LanguageModel):
-    """Token ids [B, T] -> final hidden states [B, T, D]; parameter names are those of Phi3ForCausalLM."""
+    """Token ids [B, T] -> final hidden states [B, T, D]; parameter names are those of Phi3ForCausalLM.
 
-    def __init__(self, shape: Shape) -> None:
+    Parameters on `device` have no values yet: `build` or a file has them. Tables are on the host.
+    """
+
+    def __init__(self, shape: Shape, *, device: str = "cpu") -> None:
         super().__init__()
         self.shape = shape
-        self.model = Body(shape)
-        self.lm_head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
+        with torch.device("meta"):
+            self.model = Body(shape)
+            self.lm_head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
+        self.to_empty(device=device)
         if shape.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         cos, sin = _rotary_table(shape)

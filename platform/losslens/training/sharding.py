@@ -23,18 +23,23 @@ from torch.distributed.tensor import DTensor
 
 from losslens.corpus.order import rank_slice
 from losslens.families import PlannedRun
-from losslens.models import LanguageModel, roles
+from losslens.models import LanguageModel, initialise, roles
+from losslens.specs import StudySpec
 from losslens.training.blocks import blocks
 from losslens.training.passes import Passes
 from losslens.training.shard_sums import ExactShards, PlainShards, ShardSums
 
 
-def spread(model: LanguageModel, planned: PlannedRun, precision: str, device: torch.device) -> Shards:
-    """The model of a planned run, spread over the ranks of the process group; `precision` as in its study."""
+def spread(model: LanguageModel, planned: PlannedRun, spec: StudySpec, device: torch.device) -> Shards:
+    """The model of a planned run, spread over the ranks of the process group. A hollow one gets its first values: each rank its rows."""
     world = dist.get_world_size()
     shares = [rank_slice(planned.global_batch, rank, world, planned.micro_batch or 1) for rank in range(world)]
     largest = max(last - first for first, last in shares)
-    return Shards(model, device, precision=precision, exact=planned.micro_batch is not None, largest=largest)
+    hollow = any(parameter.is_meta for parameter in model.parameters())
+    shards = Shards(model, device, precision=spec.training.precision, exact=planned.micro_batch is not None, largest=largest)
+    if hollow:
+        initialise(shards.owned, planned.shape, spec.family.initialisation, planned.seed, shards.part)
+    return shards
 
 
 class Shards:
@@ -60,11 +65,16 @@ class Shards:
             fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=everywhere, reshard_after_forward=True)
         for module in embedding:
             cast(FSDPModule, module).set_unshard_in_backward(False)  # its gradient needs the tokens only
-        for gain in everywhere:  # the rest is on the device by now, a group at a time
-            gain.data = gain.data.to(device)
+        # What had values is on the device by now, a group at a time, but for gains.
+        self.entry._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
         self.owned = Owned(model)
         groups = [cast(FSDPModule, module) for module, _ in parts]
         self.sums: ShardSums = (ExactShards if exact else PlainShards)(self.owned, groups)
+
+    def part(self, parameter: Tensor) -> tuple[int, int]:
+        """The number of the first row that this rank has of one of `owned`'s parameters, and how many rows the whole has."""
+        rows = self.owned.whole(parameter)[0]
+        return min(self.rank * -(-rows // self.world), rows) if self.owned.spreads(parameter) else 0, rows
 
     @cached_property
     def host(self) -> DeviceMesh:

@@ -122,17 +122,19 @@ def _place(spec: StudySpec, planned: PlannedRun, world: int) -> tuple[torch.devi
 
 def make_trainer(spec: StudySpec, planned: PlannedRun, device: torch.device, eos_token_id: int, lanes: int = 1) -> Trainer:
     """A trainer at step 0 with weights that depend on the run's seed only."""
-    model = build(planned.shape, seed=planned.seed, initialisation=spec.family.initialisation, eos_token_id=eos_token_id)
+    spreads = _spreads(planned)
+    scheme = spec.family.initialisation
+    model = build(planned.shape, seed=planned.seed, initialisation=scheme, eos_token_id=eos_token_id, hollow=spreads)
     compile = compiles(spec.training.compile, planned.flops, device, routed=planned.shape.experts is not None)
     if planned.sharded and compile:
         compile_blocks(model, device)  # alone too: the same kernels at any world size
     if planned.recompute:
         recompute_blocks(model)
     shards = None
-    if _spreads(planned):
+    if spreads:
         from losslens.training.sharding import spread  # here: it takes a second to import
 
-        shards = spread(model, planned, spec.training.precision, device)
+        shards = spread(model, planned, spec, device)
     else:
         model.to(device)
     of, precision = shards.owned if shards else model, spec.training.precision
