@@ -13,6 +13,7 @@ from losslens.report import write_report
 from losslens.results import Results
 from tests.browser import browsing, needs_browser, opened, values
 from tests.synthetic import TASKS, write_study
+from tests.unit.test_report_seeds import COMPARED
 
 LOSSES = 4  # datasets measured in one unit
 METRICS = 2  # of the task that the section on metrics shows first
@@ -169,6 +170,8 @@ def test_without_scripts_the_answer_stands(chromium: Browser, report: str) -> No
 
 def test_seeds_stand_beside_each_other(chromium: Browser, tmp_path: Path) -> None:
     write_study(tmp_path, seeds=4, tasks=TASKS[:2])
+    results = Results(tmp_path)
+    results.write("same_curve", [COMPARED])
     with opened(chromium, written(tmp_path)) as page:
         drawn(page)
         strip = page.locator("figure[data-seeds] svg").first
@@ -179,8 +182,21 @@ def test_seeds_stand_beside_each_other(chromium: Browser, tmp_path: Path) -> Non
         strip.focus()
         page.keyboard.press("ArrowRight")
         assert re.search(r"exact_match \d\.\d{3} ± \d\.\d{3}\nat loss \d\.\d{3}, seed 0", page.locator("#tip").inner_text())
+        success = page.locator("figure[data-success] svg").first
+        expect(success.locator("g")).to_have_count(4)
+        success.focus()
+        page.keyboard.press("ArrowRight")
+        assert re.search(r"^d48\n\d of 4 seeds at loss \d\.\d{3}\nprobability 0\.\d\d to [01]\.\d\d$", page.locator("#tip").inner_text())
+        page.get_by_role("button", name="d48").click()
+        expect(success.locator("g")).to_have_count(3)
+        panel = page.locator(".panel").filter(has=page.get_by_role("heading", name="skill_copy"))
+        compared = panel.get_by_text("By size at equal loss: same")
+        expect(compared).to_be_visible()
+        panel.locator("[data-choose=metric]").select_option("bits_per_byte")
+        expect(compared).to_be_hidden()
         page.locator("[data-choose=by]").select_option(label="seed")
         expect(page.locator(".legend button")).to_have_count(4)
+        expect(success.locator("g")).to_have_count(4)
 
 
 def test_a_thousand_checkpoints_open(chromium: Browser, tmp_path: Path) -> None:

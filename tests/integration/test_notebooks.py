@@ -91,6 +91,34 @@ def test_architectures_and_tokenizers_of_simulated_studies(tmp_path: Path, monke
     assert not re.search(r"^    .* \+\d", answer, re.MULTILINE), answer
 
 
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no published tables beside the checkout (../shared/data/published)")
+def test_what_loss_tells_of_published_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss tells full answers of OLMo and Pythia best; sizes alike at equal loss are far apart at equal tokens."""
+    answer = answer_of(ROOT / "notebooks" / "03_published_models.ipynb", monkeypatch)
+    best = {name: int(loss) for name, loss in re.findall(r"^(\S+ · \S+), .* best: loss for (\d+)", answer, re.MULTILINE)}
+    assert best["olmo-ladder · text"] == 8 and best["pythia · text"] == 4 and best["gadre · text"] >= 6
+    added = [float(points) for points in re.findall(r"at equal \w+ size adds ([\d.]+) points", answer)]
+    at_loss, at_tokens = added[::2], added[1::2]
+    assert len(at_loss) == 7 and all(loss < tokens for loss, tokens in zip(at_loss, at_tokens, strict=True))
+    assert "8 have a threshold from 2.71 to 2.70, 0 are gradual" in answer, "letters"
+
+
+def test_seeds_of_the_runs_beside_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOSSLENS_RESULTS", raising=False)
+    answer = answer_of(ROOT / "notebooks" / "06_seeds.ipynb", monkeypatch)
+    assert "6 of 6 tasks scatter beyond the noise of their items" in answer and "fewer than two seeds: skill_addition." in answer
+    recall = re.search(r"skill_recall at \S+: (\d+) of (\d+) past half .*, scores (\S+) to (\S+), (\d+) near their mean", answer)
+    assert recall is not None and 0 < int(recall[1]) < int(recall[2]) and float(recall[3]) < 0.3 and float(recall[4]) > 0.9
+    assert re.search(r"^Yes: for .*skill_recall.* at most a quarter of the seeds score near their mean", answer, re.MULTILINE)
+
+
+def test_seeds_of_another_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOSSLENS_RESULTS", str(write_study(tmp_path / "results", seeds=4, tasks=(TASKS[0], TASKS[-2])).root))
+    answer = answer_of(ROOT / "notebooks" / "06_seeds.ipynb", monkeypatch)
+    assert re.search(r"^    skill_copy at 1\.\d\d: \d of 4 past half .* too few seeds for a dip test\.$", answer, re.MULTILINE)
+    assert "fewer than two seeds: cloze_near." in answer
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_stored_without_outputs(path: Path) -> None:
     cells = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4).cells  # type: ignore[no-untyped-call]

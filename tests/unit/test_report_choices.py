@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from losslens.report.gather import half_gain
+from losslens.report.crossings import level_of
 from losslens.report.palette import DARK, LIGHT, colours
 from losslens.report.strip import ticks
 from losslens.report.study import Curve, LossAxis, Panel, headline_axis, headline_metric
@@ -45,11 +45,11 @@ def test_headline_axis() -> None:
     assert axes[3].label == "held-out loss on zh, nats/token"
 
 
-def test_half_gain_needs_a_gain() -> None:
-    assert half_gain(curve([0.25, None, 0.75])) == pytest.approx(0.5)
-    assert half_gain(curve([0.25, 0.28])) is None
-    assert half_gain(curve([0.75, 0.2], better=False)) is None
-    assert half_gain(curve([None])) is None
+def test_the_level_of_half_a_gain_needs_a_gain() -> None:
+    assert level_of(curve([0.25, None, 0.75])) == pytest.approx(0.5)
+    assert level_of(curve([0.25, 0.28])) is None
+    assert level_of(curve([0.75, 0.2], better=False)) is None
+    assert level_of(curve([None])) is None
 
 
 def luminance(colour: str) -> float:

@@ -1,79 +1,104 @@
-"""Scores of several seeds at equal loss, and one task under all its metrics: what the report computes for itself."""
+"""What the report says of seeds, of runs that were compared, and of one task under all its metrics."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from losslens.report import write_report
 from losslens.report.gather import gather
 from losslens.report.metrics import metric_table
-from losslens.report.seeds import LEVELS, at_equal_loss, luck, several_seeds
-from losslens.report.study import Checkpoint, Crossing, Curve, LossAxis, Panel, Size, Study
+from losslens.report.payload import plain
+from losslens.report.seeds import luck, probability
+from losslens.report.study import Curve, Panel, Study
+from losslens.report.words import comparisons
 from losslens.results import Results
-from tests.synthetic import ANSWERED, TASKS, write_study
+from tests.synthetic import ANSWERED, NOW, TASKS, write_study
 
-RUN: dict[str, Any] = {"size": "a", "tokens_planned": 100, "seed": 0}
-
-
-def two_seeds(late: float) -> Study:
-    """Loss 4, 3, 2, 1; the first seed rises from 0 to 1 between losses 3 and 2, the second between `late` and the loss after it."""
-    losses = [4.0, 3.0, 2.0, 1.0]
-    scores = [0.0, 0.0, 1.0, 1.0] + [0.0 if loss >= late else 1.0 for loss in losses]
-    curve = Curve("acc", True, (0.0, 0.0), scores, [0.01] * 8, [100] * 8)
-    crossings = (Crossing(0, 2.0, None, None, 1.0), Crossing(1, late - 1, None, None, 1.0))
-    panel = Panel("task", "open", 0, (curve,), 0, 0.5, crossings)
-    axis = LossAxis("heldout", "nats/token", losses * 2)
-    runs = (RUN | {"run_id": "r0"}, RUN | {"run_id": "r1", "seed": 1})
-    checkpoints = tuple(Checkpoint(run, step, step, None) for run in range(2) for step in range(4))
-    return Study("s", (Size("a", 1, 0),), runs, checkpoints, (axis,), axis, (panel,), ())
+COMPARED: dict[str, Any] = {
+    "study": "synthetic", "task": "skill_copy", "format": "open", "shots": 0, "metric": "exact_match", "loss_dataset": "heldout",
+    "loss_unit": "nats/token", "property": "size", "level": "d160", "reference": "d48", "axis": "loss", "verdict": "same", "margin": 2.0,
+    "effect": 0.24, "effect_low": -0.31, "effect_high": 0.5, "largest": -1.0, "largest_low": -1.5, "largest_high": 0.1, "n_runs": 4,
+    "computed_at": NOW,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("runs", "expected"),
-    [
-        ([RUN, RUN | {"seed": 1}], [0, 1]),
-        ([RUN, RUN], []),  # the same seed twice is one
-        ([RUN, RUN | {"seed": None}], []),
-        ([RUN, RUN | {"seed": 1, "size": "b"}], []),
-        ([RUN, RUN | {"seed": 1, "tokens_planned": 200}], []),
-        ([RUN, RUN | {"size": "b"}, RUN | {"seed": 2}], [0, 2]),
-    ],
-)
-def test_runs_that_differ_in_their_seed_only(runs: list[dict[str, Any]], expected: list[int]) -> None:
-    assert several_seeds(runs) == expected
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    root = tmp_path_factory.mktemp("seeded")
+    write_study(root, seeds=3, tasks=TASKS[:3])
+    return gather(Results(root))[0]
 
 
-def test_scores_at_equal_loss_lie_on_the_line_between_checkpoints() -> None:
-    study = two_seeds(late=2.0)
-    found = at_equal_loss(study, study.panels[0])
-    assert found is not None
-    assert found.runs == (0, 1)
-    assert len(found.losses) <= LEVELS
-    assert list(found.losses) == sorted(found.losses, reverse=True)
-    for loss, early, late in zip(found.losses, *found.values, strict=True):
-        assert early == pytest.approx(min(max(3.0 - loss, 0), 1))
-        assert late == pytest.approx(min(max(2.0 - loss, 0), 1))
-    assert luck(study, study.panels[0], found) == (
-        "The seeds of a differ most at loss 1.917: 2 of 2 are clearly above chance there, with scores from 0.08 to 1.00."
-    )
+def test_seeds_are_read_off_at_the_same_losses(seeded: Study) -> None:
+    for panel, drawn in zip(seeded.panels, plain(seeded)["panels"], strict=True):
+        assert panel.seeds is not None and drawn["seeds"] is not None
+        known = np.isfinite(panel.seeds.value)
+        assert (known.sum(axis=0) > 1).all(), "levels that only one seed reached are left out"
+        losses = drawn["seeds"]["losses"]
+        assert losses == sorted(losses, reverse=True)
+        assert [place for place, *_ in drawn["seeds"]["runs"]] == list(range(12))
+        assert all(len(column) == len(losses) for _, *columns in drawn["seeds"]["runs"] for column in columns)
+        assert [group["name"] for group in drawn["seeds"]["groups"]] == ["d48", "d64", "d96", "d160"]
+        for loss, share, low, high, k, n, p in (at for group in drawn["seeds"]["groups"] for at in group["at"]):
+            assert loss in losses and low <= share <= high and 0 <= k <= n <= 3 and p is None
 
 
-def test_no_seeds_where_one_rises() -> None:
-    study = two_seeds(late=2.0)
-    panel = study.panels[0]
-    one = Panel("task", "open", 0, panel.curves, 0, 0.5, panel.crossings[:1])
-    assert at_equal_loss(study, one) is None
+def test_a_sentence_says_what_a_mean_would_hide(seeded: Study) -> None:
+    assert seeded.panels[0].seeds is not None
+    said = luck(seeded.panels[0].seeds)
+    assert "of 3 seeds of d" in said and "half of the best gain: a probability from 0." in said
+    assert said.endswith("too few for a dip test: 3 seeds, 10 are needed.")
+    assert [probability(p) for p in (0.0002, 0.0425, 1.0)] == ["p < 0.001", "p 0.043", "p 1.000"]
 
 
-def test_levels_that_only_one_seed_reached_are_left_out(tmp_path: Path) -> None:
-    write_study(tmp_path, seeds=3, tasks=TASKS[:3])
-    (study,) = gather(Results(tmp_path))
-    for panel in study.panels:
-        found = at_equal_loss(study, panel)
-        assert found is not None
-        assert all(sum(values[i] is not None for values in found.values) > 1 for i in range(len(found.losses)))
+def test_gradual_tasks_and_single_seeds_have_no_such_section(tmp_path: Path) -> None:
+    write_study(tmp_path / "gradual", seeds=2, tasks=TASKS[7:8])
+    write_study(tmp_path / "single", tasks=TASKS[:1])
+    for name in ("gradual", "single"):
+        (study,) = gather(Results(tmp_path / name))
+        assert [panel.seeds for panel in study.panels] == [None]
+
+
+def test_how_runs_compare_stands_beside_the_task(tmp_path: Path) -> None:
+    write_study(tmp_path, tasks=TASKS[:2])
+    results = Results(tmp_path)
+    unclear = COMPARED | {"property": "optimizer", "level": "muon", "reference": "adamw", "verdict": "undecided", "reason": "open <"}
+    others = [
+        COMPARED | {"property": "seed", "level": None, "reference": None},  # nothing was compared
+        COMPARED | {"axis": "tokens", "verdict": "different"},
+        COMPARED | {"metric": "bits_per_byte", "verdict": "different"},
+        COMPARED | {"study": "other", "verdict": "different"},
+    ]
+    results.write("same_curve", [COMPARED, unclear | {"study": "other+synthetic"}, *others])
+    (study,) = gather(results)
+    assert [[row["property"] for row in panel.same_curve] for panel in study.panels] == [["optimizer", "size"], []]
+    page = write_report(results, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("at equal loss: <b>") == 2
+    assert "By size at equal loss: <b>same</b>; d160 against d48 +0.2 [−0.3, 0.5] points, where it is most −1.0 [−1.5, 0.1];" in page
+    assert "<b>undecided</b>; muon against adamw" in page and "4 runs (open &lt;)." in page
+
+
+def test_comparisons_of_a_property_are_one_line() -> None:
+    by_seed = COMPARED | {"property": "seed", "reference": "0"}
+    rows = [
+        by_seed | {"level": "1"},
+        by_seed | {"level": "2", "verdict": "undecided", "largest": 3.0, "largest_low": 1.0, "largest_high": 5.0, "reason": "wide"},
+        by_seed | {"level": "3"},
+        COMPARED | {"effect": None, "reason": "2 runs", "verdict": "undecided"},
+    ]
+    curve = Curve("exact_match", True, (0.0, 0.0), [], [], [])
+    assert comparisons(Panel("skill_copy", "open", 0, (curve,), 0, same_curve=tuple(rows))) == [
+        ("size", "undecided", "(2 runs)"),
+        (
+            "seed",
+            "2 same and 1 undecided",
+            "2 against 0 differs most, +0.2 [−0.3, 0.5] points, where it is most +3.0 [1.0, 5.0]; margin 2 points, 4 runs (wide)",
+        ),
+    ]
 
 
 def test_a_task_under_all_its_metrics(tmp_path: Path) -> None:

@@ -144,6 +144,11 @@ def _noise(stderr: Floats, n: Floats, value: Floats) -> Floats:
     return np.maximum(filled, np.where(floor > 0, floor, 1e-6))
 
 
+def half_gain(best: float, error: float, chance: float) -> float | None:
+    """The level halfway between chance and the best score; None where that is not two standard errors above chance."""
+    return None if best - chance <= max(2 * error, 1e-9) else (chance + best) / 2
+
+
 def running_mean(values: Floats, half: int) -> Floats:
     """Mean of each value and `half` neighbours on either side, as many as there are."""
     window = np.ones(2 * half + 1)

@@ -132,14 +132,19 @@ def _stretch(found: _Aligned, bound: float, bootstrap: int, seed: int) -> float:
 
 def resampled_etas(curve: Curve, fit: Fit, bound: float, *, count: int, seed: int) -> Floats:
     """The eta of each of `count` resamples of runs and, within runs, of blocks; shape [B]."""
+    return weighted_etas(curve, fit, bound, block_weights(curve.run, count=count, seed=seed))
+
+
+def weighted_etas(curve: Curve, fit: Fit, bound: float, drawn: Floats) -> Floats:
+    """The eta of each resample, given how often it holds each checkpoint, [B, N]; shape [B]."""
     etas, each = len(fit.eta), fit.log_likelihood[0].size
     kept = fit.log_likelihood.reshape(etas, each).argpartition(-_KEPT, axis=1)[:, -_KEPT:] + each * np.arange(etas)[:, None]
     rise = onset.rises(fit.eta, fit.widths, curve.loss)[kept.ravel()]
-    weights = (block_weights(curve.run, count=count, seed=seed) / curve.noise**2).T
+    weights = (drawn / curve.noise**2).T
     price = math.log(len(curve.loss)) * fit.dispersion
     cost = onset.solve(rise, fit.eta, curve, weights, bound, price).cost
     freedom = max(len(curve.loss) - onset.PARAMETERS, 3)
-    by_eta = np.exp(onset.log_likelihood(cost, fit.dispersion, freedom)).reshape(etas, _KEPT, count).sum(axis=1)
+    by_eta = np.exp(onset.log_likelihood(cost, fit.dispersion, freedom)).reshape(etas, _KEPT, len(drawn)).sum(axis=1)
     below = np.cumsum(by_eta, axis=0) / by_eta.sum(axis=0)
     medians: Floats = fit.eta[(below < 0.5).sum(axis=0)]
     return medians

@@ -31,7 +31,7 @@ MIN_ABSENT_LIKELY = 0.8  # of the likelihood of eta, on values above which so mu
 ABSENT = 0.1  # of the final gain: less than that counts as absent
 EARLY = 0.6  # of the final gain: the fit of eta looks no further down
 EVIDENCE = 10.0  # by how much BIC must prefer a model (very strong, in Kass and Raftery's words)
-_CLEAR = 3.0  # standard errors by which a single checkpoint is clearly above chance
+CLEAR = 3.0  # standard errors by which a single checkpoint is clearly above chance
 _LEVEL = 1.645  # standard errors by which a flat curve's level differs from chance (5 % on either side)
 
 
@@ -88,7 +88,7 @@ def judge(points: Curve, *, bootstrap: int = 200, seed: int = 0) -> Finding:
         return Finding(_trend_of(curve))
     curve = replace(curve, noise=smoothed_noise(curve))
     reached = _final_gain(curve)
-    bound = max(ABSENT * reached, 0.02)
+    bound = _bound(reached)
     whole = onset.rough(thinned(curve), bound)
     if reached <= curve.guess or not _convincing(whole, curve):
         return Finding(_without_rise(curve), dispersion=whole.dispersion)
@@ -97,7 +97,7 @@ def judge(points: Curve, *, bootstrap: int = 200, seed: int = 0) -> Finding:
     if not _absent_before(curve, best) or _level_above(curve, float(best.quantile(0.5))) < -max(bound, curve.guess):
         return Finding("gradual", dispersion=best.dispersion)
     found = interval(early, best, bound, bootstrap=bootstrap, seed=seed)
-    clear = curve.gain > np.maximum(bound, curve.guess) + _CLEAR * curve.noise * np.sqrt(found.dispersion)
+    clear = curve.gain > max(bound, curve.guess) + CLEAR * curve.noise * np.sqrt(found.dispersion)
     return Finding(
         "emergent",
         eta=found.eta,
@@ -108,6 +108,23 @@ def judge(points: Curve, *, bootstrap: int = 200, seed: int = 0) -> Finding:
         dispersion=found.dispersion,
         spread=found.spread,
     )
+
+
+def absent_up_to(curve: Curve) -> float:
+    """The gain up to which trained checkpoints are not called above chance: a tenth of the final one, .02, or what guessing may reach."""
+    return max(_bound(_final_gain(curve)), curve.guess)
+
+
+def _bound(reached: float) -> float:
+    return max(ABSENT * reached, 0.02)
+
+
+def beginning(points: Curve) -> tuple[Curve, float]:
+    """The part of an emergent curve to which its eta is fitted, and the largest base of that fit."""
+    curve = points.only(points.trained)
+    curve = replace(curve, noise=smoothed_noise(curve))
+    reached = _final_gain(curve)
+    return thinned(_early(curve, reached)), _bound(reached)
 
 
 def _final_gain(curve: Curve) -> float:

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from losslens.report.study import Checkpoint, Crossing, Curve, LossAxis, Panel, Row, Size, Study, headline_axis, headline_metric
+from losslens.report.crossings import with_crossings
+from losslens.report.seeds import with_seeds
+from losslens.report.study import Checkpoint, Curve, LossAxis, Panel, Row, Size, Study, headline_axis, headline_metric
 
 if TYPE_CHECKING:
     from losslens.results import Results
@@ -52,6 +54,8 @@ JOIN checkpoints c ON c.checkpoint_id = a.checkpoint_id JOIN runs r USING (run_i
 GROUP BY ALL ORDER BY ALL
 """
 THRESHOLDS = "SELECT * FROM thresholds ORDER BY study, task, format, shots, metric, loss_dataset, loss_unit"
+SAME_CURVE = "SELECT * FROM same_curve WHERE axis = 'loss' AND level IS NOT NULL ORDER BY property, level, reference, study"
+DESCRIBED = {"thresholds": THRESHOLDS, "engines": ENGINES, "agreement": AGREEMENT}
 
 
 def omissions(results: Results) -> list[str]:
@@ -64,11 +68,12 @@ def omissions(results: Results) -> list[str]:
 
 
 def gather(results: Results, *, task: str | None = None, crossings: bool = True) -> list[Study]:
-    """Every study in the results, by name; with all tasks or one. `crossings`, a question a task, can be left out."""
+    """Every study in the results, by name; with all tasks or one. `crossings` and what follows from them, as seeds do, can be left out."""
     runs = _rows(results, RUNS)
     losses, scores = _rows(results, LOSSES), _scores(results, task)
     checkpoints = _by_run(_rows(results, CHECKPOINTS))
-    described = {name: _rows(results, sql) for name, sql in (("thresholds", THRESHOLDS), ("engines", ENGINES), ("agreement", AGREEMENT))}
+    described = {name: _rows(results, sql) for name, sql in DESCRIBED.items()}
+    compared = _rows(results, SAME_CURVE)
     studies = []
     for name in sorted({row["study"] for row in runs}):
         study = _study(name, [row for row in runs if row["study"] == name], checkpoints, losses, scores)
@@ -76,9 +81,34 @@ def gather(results: Results, *, task: str | None = None, crossings: bool = True)
         study = replace(study, thresholds=mine["thresholds"], agreement=mine["agreement"])
         analysed = {(row["loss_dataset"], row["loss_unit"]) for row in study.thresholds}
         study = replace(study, axis=headline_axis(study.axes, analysed, len({(r["tokenizer"], r["vocab_size"]) for r in study.runs})))
-        panels = (replace(panel, engines=tuple(filter(panel.owns, mine["engines"]))) for panel in study.panels)
-        studies.append(replace(study, panels=tuple(_with_crossings(results, study, panel) if crossings else panel for panel in panels)))
+        study = _described(study, mine["engines"], (row for row in compared if name in _studies(row)))
+        studies.append(with_seeds(results, with_crossings(results, study)) if crossings else study)
     return studies
+
+
+def _studies(row: Row) -> list[str]:
+    """Which studies a comparison is about: runs of several may be compared with each other."""
+    name = row["study"] or "unnamed"
+    return [name, *name.split("+")]
+
+
+def _described(study: Study, engines: Iterable[Row], compared: Iterable[Row]) -> Study:
+    """With what is said of each panel: by which engines it was scored, and how runs compare on the metric and the loss shown first."""
+    scored, same = _by_form(engines), _by_form(compared)
+    panels = []
+    for panel in study.panels:
+        form = (panel.task, panel.format, panel.shots)
+        shown = (panel.curve.metric, *((study.axis.dataset, study.axis.unit) if study.axis else ()))
+        mine = tuple(row for row in same.get(form, ()) if (row["metric"], row["loss_dataset"], row["loss_unit"]) == shown)
+        panels.append(replace(panel, engines=tuple(scored.get(form, ())), same_curve=mine))
+    return replace(study, panels=tuple(panels))
+
+
+def _by_form(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["task"], row["format"], row["shots"]].append(row)
+    return groups
 
 
 def _scores(results: Results, task: str | None) -> list[dict[str, Any]]:
@@ -156,40 +186,6 @@ def _curve(metric: str, rows: list[tuple[int, Row]], length: int) -> Curve:
     better = next((row["higher_is_better"] for _, row in rows if row["higher_is_better"] is not None), True)
     extremes = (min(chance), max(chance)) if chance else None
     return Curve(metric, better, extremes, values, stderr, items)
-
-
-def half_gain(curve: Curve) -> float | None:
-    """The level halfway between chance and the best score; None where nothing rises two standard errors above chance."""
-    if curve.chance is None or not curve.higher_is_better:
-        return None
-    points = [(value, error or 0.0) for value, error in zip(curve.values, curve.stderr, strict=True) if value is not None]
-    best, error = max(points, default=(curve.chance[1], 0.0))
-    return None if best - curve.chance[1] <= max(2 * error, 1e-9) else (curve.chance[1] + best) / 2
-
-
-def _with_crossings(results: Results, study: Study, panel: Panel) -> Panel:
-    level, axis = half_gain(panel.curve), study.axis
-    if level is None or axis is None:
-        return panel
-    places = {run["run_id"]: index for index, run in enumerate(study.runs)}
-    rows = _rows(results, "SELECT * FROM crossings(?, ?, ?)", (panel.task, panel.curve.metric, level))
-    about = {"format": panel.format, "shots": panel.shots, "loss_dataset": axis.dataset, "loss_unit": axis.unit}
-    kept = [row for row in rows if row["run_id"] in places and all(row.get(key, value) == value for key, value in about.items())]
-    crossings = (_crossing(study, axis, places[row["run_id"]], row) for row in kept if row["loss"] is not None)
-    return replace(panel, level=level, crossings=tuple(sorted(crossings, key=lambda crossing: crossing.run)))
-
-
-def _crossing(study: Study, axis: LossAxis, run: int, row: Row) -> Crossing:
-    loss, tokens, flops = (_finite(row[key]) for key in ("loss", "tokens", "flops"))
-    gap, before = None, None
-    for checkpoint, value in zip(study.checkpoints, axis.values, strict=True):
-        if checkpoint.run != run or value is None:
-            continue
-        if (checkpoint.step, checkpoint.tokens) == (row["step"], row["tokens"]):
-            gap = None if before is None else abs(before - value)
-            break
-        before = value
-    return Crossing(run, loss, tokens, flops, gap)
 
 
 def _finite(value: Any) -> float | None:

@@ -19,7 +19,7 @@ from losslens.report import palette, words
 from losslens.report.gather import gather, omissions
 from losslens.report.metrics import STAYS, metric_table
 from losslens.report.payload import payload
-from losslens.report.seeds import at_equal_loss, luck
+from losslens.report.seeds import luck
 from losslens.report.strip import strip
 from losslens.report.study import Row, Study
 
@@ -100,7 +100,7 @@ def _view(study: Study) -> dict[str, Any]:
         "titles": titles,
         "metrics": metric_table(study, order),
         "rescored": "token_prob" in {curve.metric for panel in study.panels for curve in panel.curves},
-        "seeds": [(i, titles[i], luck(study, study.panels[i], found)) for i in order if (found := at_equal_loss(study, study.panels[i]))],
+        "seeds": [(i, titles[i], luck(spread)) for i in order if (spread := study.panels[i].seeds) is not None],
         "panels": [(index, study.panels[index], titles[index], rows[index]) for index in order],
         "other_thresholds": [row for row in study.thresholds if id(row) not in headline],
     }

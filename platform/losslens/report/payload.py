@@ -6,7 +6,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from losslens.report.seeds import AtLoss, at_equal_loss
+import numpy as np
+
+from losslens.analysis.curves import Floats
+from losslens.analysis.seeds import Spread, at_each_loss
 from losslens.report.study import Curve, Panel, Study
 from losslens.report.words import conditions, count, title, verdict
 
@@ -49,15 +52,33 @@ def _panel(study: Study, panel: Panel) -> dict[str, Any]:
         "level": panel.level,
         "crossings": [[crossing.run, crossing.loss, crossing.tokens, crossing.flops] for crossing in panel.crossings],
         "curves": [_curve(study, panel, curve) for curve in panel.curves],
-        "seeds": _seeds(at_equal_loss(study, panel)),
+        "seeds": None if panel.seeds is None else _seeds(study, panel.seeds),
     }
 
 
-def _seeds(found: AtLoss | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    scores = [[run, _rounded(values), _rounded(errors)] for run, values, errors in zip(found.runs, found.values, found.stderr, strict=True)]
-    return {"losses": _rounded(found.losses), "runs": scores}
+def _seeds(study: Study, spread: Spread) -> dict[str, Any]:
+    """Runs as [place, scores, standard errors, whether clearly above]; groups at a loss as [loss, share, low, high, k, n, dip p]."""
+    places = {run["run_id"]: index for index, run in enumerate(study.runs)}
+    runs = [
+        [places[run], _rounded(_known(spread.value[k])), _rounded(_known(spread.noise[k])), spread.above[k].astype(int).tolist()]
+        for k, run in enumerate(spread.runs)
+    ]
+    groups = [
+        {
+            "slot": study.size_of(places[alike.runs[0]]).slot,
+            "name": " ".join(filter(None, (alike.size, alike.variant))) or "unknown",
+            "at": [
+                [*_rounded((at.loss, at.half.k / at.half.n, at.half.low, at.half.high)), at.half.k, at.half.n, *_rounded((at.dip_p,))]
+                for at in at_each_loss(spread, members)
+            ],
+        }
+        for alike, members in spread.groups
+    ]
+    return {"losses": _rounded(spread.losses.tolist()), "level": _short(spread.level), "runs": runs, "groups": groups}
+
+
+def _known(values: Floats) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]
 
 
 def _curve(study: Study, panel: Panel, curve: Curve) -> dict[str, Any]:

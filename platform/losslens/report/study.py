@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from losslens.analysis.seeds import Spread
+
 Row = Mapping[str, Any]
 Column = Sequence[float | None]
 
@@ -95,6 +97,8 @@ class Panel:
     level: float | None = None  # half of the best gain over chance on the default metric
     crossings: tuple[Crossing, ...] = ()
     engines: tuple[Row, ...] = ()
+    same_curve: tuple[Row, ...] = ()  # how runs that differ compare at equal loss, on the default metric and the headline axis
+    seeds: Spread | None = None  # on the same
 
     @property
     def curve(self) -> Curve:

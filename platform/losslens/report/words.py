@@ -120,6 +120,39 @@ def agreement_of_sizes(study: Study, panel: Panel, row: Row | None) -> str:
     return "; ".join(parts) + "."
 
 
+def comparisons(panel: Panel) -> list[tuple[str, str, str]]:
+    """How runs compare at equal loss: for each property of runs its name, the verdict, and what it rests on; size first."""
+    by_property: dict[str, list[Row]] = {}
+    for row in sorted(panel.same_curve, key=lambda row: row["property"] != "size"):
+        by_property.setdefault(row["property"], []).append(row)
+    return [(name, _verdicts(rows), _contrast(rows)) for name, rows in by_property.items()]
+
+
+def _verdicts(rows: Sequence[Row]) -> str:
+    found = [row["verdict"] for row in rows]
+    return found[0] if len(found) == 1 else several([f"{found.count(name)} {name}" for name in dict.fromkeys(sorted(found))])
+
+
+def _contrast(rows: Sequence[Row]) -> str:
+    """The one contrast of `rows`, or the one in which the scores differ most."""
+    known = [row for row in rows if row["effect"] is not None]
+    if not known:
+        return f"({rows[0]['reason']})"
+    row = max(known, key=lambda row: abs(row["largest"]))
+
+    def points(name: str) -> str:
+        return f"{_signed(row[name])} {span(row[f'{name}_low'], row[f'{name}_high'], 1)}"
+
+    most = "differs most, " if len(rows) > 1 else ""
+    why = f" ({row['reason']})" if row["reason"] else ""
+    compared = f"{row['level']} against {row['reference']} {most}{points('effect')} points, where it is most {points('largest')}"
+    return f"{compared}; margin {row['margin']:g} points, {row['n_runs']} runs{why}"
+
+
+def _signed(value: float) -> str:
+    return f"{'+' if value > 0 else ''}{number(value, 1)}"
+
+
 def losses_by_size(study: Study, crossings: Iterable[Crossing]) -> dict[str, list[float]]:
     """The crossing losses of each size's runs, in the order of sizes."""
     found: dict[str, list[float]] = {}

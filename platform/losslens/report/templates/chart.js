@@ -67,7 +67,8 @@ const MOST_LABELS = 8; // more would cover the lines
 const MARGIN = { left: 46, right: 12, top: 28, bottom: 46 };
 
 // options: width, height, x {low, high, log, reversed, label, note, format, ticks}, y {same}, title, radius of marks,
-// runs [{slot, label, steps, points [{x, y, e, i, shift}]}] with `shift` in pixels, `steps` for a line of stairs, `label` at its end;
+// runs [{slot, label, steps, points [{x, y, e, low, high, i, shift}]}] with whiskers of e either way or
+// from low to high, `shift` in pixels, `steps` for a line of stairs, `label` at its end;
 // labels: whether to draw them; chance [low, high], band [eta, low, high], rug [{slot, x, text}], heads [{x, text}] above the plot, means [{slot, x, y, shift}].
 // Gives {html, points [{x, y, i}]}.
 function drawChart(options) {
@@ -79,7 +80,7 @@ function drawChart(options) {
   if (options.chance?.every((c) => c >= y.low && c <= y.high)) parts.push(chanceMarks(options, sy, right));
   const points = [];
   for (const run of options.runs) {
-    const placed = run.points.map((p) => ({ i: p.i, x: sx(p.x) + (p.shift || 0), y: sy(p.y), top: sy(p.y + (p.e || 0)), foot: sy(p.y - (p.e || 0)), e: p.e }));
+    const placed = run.points.map((p) => ({ i: p.i, x: sx(p.x) + (p.shift || 0), y: sy(p.y), top: sy(p.high ?? p.y + (p.e || 0)), foot: sy(p.low ?? p.y - (p.e || 0)), e: p.e ?? p.high }));
     points.push(...placed);
     parts.push(runMarks(run, placed, options.radius));
   }
@@ -120,7 +121,7 @@ function bandMarks({ x, band: [eta, low, high] }, sx, right, bottom) {
   const at = sx(eta);
   if (at < MARGIN.left || at > right) return "";
   const [from, to] = [clamp(high ?? eta), clamp(low ?? eta)].sort((a, b) => a - b);
-  const onLeft = at - MARGIN.left > 64;
+  const onLeft = from - MARGIN.left > 60;
   const text = `<text class="eta" x="${(onLeft ? from - 5 : to + 5).toFixed(1)}" y="${MARGIN.top + 12}" text-anchor="${onLeft ? "end" : "start"}">η ${fixed(eta)}</text>`;
   const box = `<rect class="band" x="${from.toFixed(1)}" y="${MARGIN.top}" width="${Math.max(to - from, 1).toFixed(1)}" height="${bottom - MARGIN.top}"/>`;
   return `${box}<path class="eta" d="M${at.toFixed(1)},${MARGIN.top}V${bottom}"/>${text}`;

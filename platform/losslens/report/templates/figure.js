@@ -111,6 +111,11 @@ function lossChart(study, state, axis, width, height) {
   });
 }
 
+function seedAxis(study, losses) {
+  const margin = ((losses[0] - losses.at(-1)) / Math.max(losses.length - 1, 1)) * 0.6;
+  return { low: losses.at(-1) - margin, high: losses[0] + margin, reversed: true, label: `${study.axes[study.axis].label} (reversed)`, ticks: losses, format: (t) => fixed(t, 2) };
+}
+
 // Scores at equal loss, a column a loss: marks of one colour stand beside each other where they would hide each other.
 function seedChart(study, state, panel, width, height) {
   const { losses, runs } = panel.seeds;
@@ -123,10 +128,8 @@ function seedChart(study, state, panel, width, height) {
   const column = Math.min(46, (width - 80) / losses.length);
   const step = slots.length > 1 ? column / slots.length : 0;
   const offset = (slot) => (slots.indexOf(slot) - (slots.length - 1) / 2) * step;
-  const margin = ((losses[0] - losses.at(-1)) / Math.max(losses.length - 1, 1)) * 0.6;
-  const x = { low: losses.at(-1) - margin, high: losses[0] + margin, reversed: true, label: `${study.axes[study.axis].label} (reversed)`, ticks: losses, format: (t) => fixed(t, 2) };
+  const x = seedAxis(study, losses);
   const y = { low, high, label: curve.metric, ...roundTicks(low, high, 5) };
-  const chance = curve.chance ? curve.chance[1] : 0;
   const taken = new Map();
   const beside = (slot, i, value) => { // 0, 1, -1, 2, ... marks away from the middle of its column
     const key = `${slot} ${i} ${Math.round(((value - low) / (high - low)) * (height / 9))}`;
@@ -140,7 +143,7 @@ function seedChart(study, state, panel, width, height) {
   }));
   const heads = losses.map((loss, i) => {
     const there = shown.filter(([, values]) => values[i] != null);
-    return { x: loss, text: `${there.filter(([, values, errors]) => values[i] - chance > 2 * errors[i]).length}/${there.length}` };
+    return { x: loss, text: `${there.filter(([, , , above]) => above[i]).length}/${there.length}` };
   });
   const means = losses.flatMap((loss, i) => slots.flatMap((slot) => {
     const there = shown.filter(([run, values]) => slotOf(study, state, run) === slot && values[i] != null).map(([, values]) => values[i]);
@@ -150,4 +153,19 @@ function seedChart(study, state, panel, width, height) {
   const title = `${panel.title}: ${curve.metric} of each seed at equal loss. Arrow keys step through the runs.`;
   const { html, points } = drawChart({ width, height, x, y, radius: 3.4, runs: drawn, chance: curve.chance, band: found, heads, means, title });
   return { html: html.replace("<svg ", '<svg class="strip-chart" '), points, shown };
+}
+
+// How many seeds of each size are beyond half of the best gain, with the interval of the probability behind it.
+function successChart(study, state, panel, width, height) {
+  const { losses, groups, level } = panel.seeds;
+  const shown = groups.map((group, place) => ({ ...group, place })).filter(({ slot }) => state.by || !state.hidden.has(slot));
+  const step = Math.min(7, (width - 80) / losses.length / (shown.length + 1));
+  const runs = shown.map(({ slot, name, at, place }, k) => ({
+    slot, label: groups.length > 1 ? name : "",
+    points: at.map(([loss, share, low, high], i) => ({ x: loss, y: share, low, high, i: [place, i], shift: (k - (shown.length - 1) / 2) * step })),
+  }));
+  const y = { low: -0.04, high: 1.04, label: `share of seeds above ${fixed(level)}`, ticks: [0, 0.25, 0.5, 0.75, 1], format: (t) => fixed(t, 2) };
+  const title = `${panel.title}: share of seeds above half of the best gain at equal loss. Arrow keys step through the losses.`;
+  const band = panel.curves[panel.default].thresholds[study.axis]?.eta;
+  return drawChart({ width, height, x: seedAxis(study, losses), y, radius: 3.4, runs, band, labels: true, title });
 }

@@ -25,8 +25,7 @@ function drawPanel(study, state, article) {
   const badge = article.querySelector(".badge");
   badge.className = `badge ${found ? found.verdict : "none"}`;
   badge.textContent = found ? found.verdict.replace("_", " ") : "not analysed";
-  const spread = article.querySelector(".spread");
-  if (spread) spread.hidden = chosen !== panel.default || state.axis !== study.axis;
+  for (const line of article.querySelectorAll(".spread")) line.hidden = chosen !== panel.default || state.axis !== study.axis;
   const axis = study.axes[state.axis];
   const text = (i) => describe(study, state, i, [scoreLine(curve, i), `${axis.label}: ${fixed(axis.values[i])}`]);
   article.querySelector(".charts").classList.toggle("one", state.x !== "all");
@@ -79,6 +78,16 @@ function drawSeeds(study, state, figure) {
   });
 }
 
+function drawSuccess(study, state, figure) {
+  const panel = study.panels[+figure.dataset.success];
+  put(figure, (width, height) => successChart(study, state, panel, width, height), ([place, i]) => {
+    const { name, slot, at } = panel.seeds.groups[place];
+    const [loss, , low, high, k, n, p] = at[i];
+    const lines = [`${k} of ${n} seeds at loss ${fixed(loss)}`, `probability ${fixed(low, 2)} to ${fixed(high, 2)}`, p == null ? "" : `dip test p ${fixed(p)}`].filter(Boolean);
+    return `<b class="s${slot}">${escapeText(name)}</b><br>${lines.map(escapeText).join("<br>")}`;
+  });
+}
+
 function fillLegend(study, state, legend, drawAll) {
   const { names } = study.groups[state.by];
   legend.innerHTML = names.map((name, slot) => {
@@ -112,6 +121,7 @@ function blocksOf(section, study, state) {
   const add = (element, draw) => { if (element) found.push({ element, draw: () => draw(study, state, element), stale: true, near: false }); };
   for (const article of section.querySelectorAll(".panel")) add(article, drawPanel);
   for (const figure of section.querySelectorAll("[data-seeds]")) add(figure, drawSeeds);
+  for (const figure of section.querySelectorAll("[data-success]")) add(figure, drawSuccess);
   add(section.querySelector(".metrics"), drawMetrics);
   add(section.querySelector(".losses"), drawLosses);
   return found;
