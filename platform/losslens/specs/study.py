@@ -40,10 +40,10 @@ class SourceSpec(Part, frozen=True, kw_only=True):
     path: str | None = None
     hf: str | None = None
     generated: str | None = None
-    name: Name | None = None
-    weight: Rate = 1.0
-    split: str = "train"  # of a Hugging Face dataset
-    text_column: str = "text"
+    name: Name | None = None  # of the source in tables; null: taken from path, hf or generated
+    weight: Rate = 1.0  # share of the training tokens, relative to the other sources
+    split: str = "train"  # of a Hugging Face dataset; CONFIGURATION/SPLIT where its README.md declares several
+    text_column: str = "text"  # or a template of columns: "{prompt}\n{response}"
     where: dict[str, str] = {}  # keep rows whose column equals the value, such as {lang: zh}
 
 
@@ -51,8 +51,8 @@ class TokenizerSpec(Part, frozen=True, kw_only=True):
     """`byte` (vocab_size 128 keeps ASCII only, 257 every byte), `bpe` (byte-level BPE trained on the corpus) or
     `path` (an existing Hugging Face tokenizer directory)."""
 
-    kind: Literal["byte", "bpe", "path"] = "byte"
-    vocab_size: Positive = 257
+    kind: Literal["byte", "bpe", "path"] = "byte"  # see above
+    vocab_size: Positive = 257  # rows of the embedding; a tokenizer from `path` needs as many as it has entries
     path: str | None = None
     training_bytes: Positive = 50_000_000  # text that a BPE is trained on
 
@@ -70,22 +70,22 @@ class CorpusSpec(Part, frozen=True, kw_only=True):
 
     sources: tuple[SourceSpec, ...]
     tokenizer: TokenizerSpec = TokenizerSpec()
-    seq_len: Positive = 2048
+    seq_len: Positive = 2048  # tokens of a row, which is what a model reads at once
     holdout: HoldoutSpec = HoldoutSpec()
 
 
 class SizeSpec(Part, frozen=True, kw_only=True):
     """One size of the family. `tokens` lists one or more budgets: one run for each."""
 
-    name: Name
-    d_model: Positive
-    d_ffn: Positive
-    heads: Positive
-    layers: Positive
+    name: Name  # what runs and figures call it
+    d_model: Positive  # width
+    d_ffn: Positive  # inner width of the feed-forward part
+    heads: Positive  # attention heads; they divide d_model
+    layers: Positive  # blocks
     kv_heads: Positive | None = None  # default: as many as heads
     tokens: tuple[Positive, ...] | None = None
-    global_batch: Positive | None = None
-    peak_lr: Rate | None = None
+    global_batch: Positive | None = None  # null: as `training.global_batch`
+    peak_lr: Rate | None = None  # null: as `training.optimizer` gives for its width
     sharded: bool | None = None  # null: as `cluster.sharded`
     recompute: bool | None = None  # null: as `cluster.recompute`
 
@@ -93,10 +93,10 @@ class SizeSpec(Part, frozen=True, kw_only=True):
 class FamilySpec(Part, frozen=True, kw_only=True):
     """The sizes and what they share."""
 
-    architecture: Architecture = "paper"
+    architecture: Architecture = "paper"  # see docs/VARIANTS.md
     sizes: tuple[SizeSpec, ...]
-    rope_base: Rate = 10_000.0
-    tie_embeddings: bool = False
+    rope_base: Rate = 10_000.0  # of rotary positions; smaller suits short rows
+    tie_embeddings: bool = False  # one matrix for embedding and head
     initialisation: Literal["fan_in", "normal"] = "fan_in"  # fan_in: see models/build.py; normal: std 0.02
     experts: Positive = 8  # mixtral: of a layer, each of width d_ffn
     active_experts: Positive = 2  # mixtral: that a token goes through
@@ -113,8 +113,8 @@ class OptimizerSpec(Part, frozen=True, kw_only=True):
     reference_width: Positive | None = None
     width_exponent: Real | None = None  # null: 1 for adamw and lion, 0 for sgd and muon
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # AdamW and Lion
-    eps: Rate = 1e-8
-    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=float_info.max)] = 0.1
+    eps: Rate = 1e-8  # of AdamW
+    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=float_info.max)] = 0.1  # of hidden matrices
     clip: Rate | None = 1.0  # largest gradient norm; null: none
     momentum: Fraction = 0.95  # Muon and SGD
     adam_lr: Rate | None = None  # of AdamW for gains and, times the factors, embeddings and head; null: Muon's is the peak rate
@@ -133,8 +133,8 @@ class ScheduleSpec(Part, frozen=True, kw_only=True):
     `final_fraction` over the last `decay_fraction`; `constant` stays. `average` is the decay of an exponential moving
     average of the weights: with it, the averaged weights are what is saved and scored (0: none)."""
 
-    name: Literal["cosine", "wsd", "constant"] = "cosine"
-    warmup_steps: NonNegative = 100
+    name: Literal["cosine", "wsd", "constant"] = "cosine"  # see above
+    warmup_steps: NonNegative = 100  # over which the rate rises from 0
     final_fraction: Fraction = 0.1
     decay_fraction: Fraction = 0.2
     average: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
@@ -152,7 +152,7 @@ class BranchSpec(Part, frozen=True, kw_only=True):
 class CheckpointsSpec(Part, frozen=True, kw_only=True):
     """`count` checkpoints, evenly or logarithmically spaced in tokens, the last at the budget; step 0 is one more."""
 
-    spacing: Literal["log", "even"] = "even"
+    spacing: Literal["log", "even"] = "even"  # see above
     count: Positive = 20
     first_step: Positive = 10  # of log spacing
     initial: bool = True  # score the untrained model too
@@ -167,7 +167,7 @@ class TrainingSpec(Part, frozen=True, kw_only=True):
     micro_batch: Positive | None = None  # sequences of one forward pass, the same at any world size; null: see `micro_batch_of`
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
-    precision: Literal["bf16", "float32"] = "bf16"
+    precision: Literal["bf16", "float32"] = "bf16"  # of passes; weights are float32 in both
     compile: bool | Literal["auto"] = "auto"  # auto: on a GPU, and on a CPU where a run is long enough
     checkpoints: CheckpointsSpec = CheckpointsSpec()
     branches: tuple[BranchSpec, ...] = ()
@@ -185,10 +185,20 @@ class TrainingSpec(Part, frozen=True, kw_only=True):
         return -(-global_batch // 4) if self.precision == "float32" else None
 
 
+class TuningSpec(Part, frozen=True, kw_only=True):
+    """What `losslens finetune` does to a checkpoint: it goes on with documents of `sources`, while `keep` of the tokens still come from
+    the sources of the corpus. `training.tokens` is the largest amount; the amounts that are scored are its checkpoints, the first
+    of them 0 tokens, which is the checkpoint itself."""
+
+    sources: tuple[SourceSpec, ...]
+    keep: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    training: TrainingSpec
+
+
 class CrossCheckSpec(Part, frozen=True, kw_only=True):
     """Score the last `checkpoints` checkpoints of `sizes` with a second engine too and compare."""
 
-    engine: Literal["vllm", "torch"] = "vllm"
+    engine: Literal["vllm", "torch"] = "vllm"  # the second one
     sizes: tuple[str, ...]
     checkpoints: Positive = 1
 
@@ -197,8 +207,8 @@ class EvaluationSpec(Part, frozen=True, kw_only=True):
     """What is asked of every checkpoint. A task is a name or a YAML file that declares it, relative to the study file;
     `TASK:FORMAT` asks it in that format alone. `data` is a directory of `<task>/{test,dev}.jsonl[.gz]`."""
 
-    tasks: tuple[str, ...]
-    engine: Literal["auto", "vllm", "torch"] = "auto"
+    tasks: tuple[str, ...]  # see above
+    engine: Literal["auto", "vllm", "torch"] = "auto"  # what scores; auto: see docs/SCORING.md
     loss_datasets: tuple[str, ...] = ("train", "heldout")  # the loss axes that are analysed; the first is not special
     limit: Positive | None = None  # items per task: a fixed pseudo-random subset
     data: str | None = None
@@ -216,7 +226,7 @@ class ClusterSpec(Part, frozen=True, kw_only=True):
     save_every: Rate = 300.0  # seconds between saved states, beside those of checkpoints: what a lost node costs at most
     keep_states: bool = False  # of every checkpoint, so that branches declared later can leave there
     grow_after: Rate = 3.0  # seconds that a group of workers runs at least before it restarts larger
-    gpus_per_worker: NonNegative = 0
+    gpus_per_worker: NonNegative = 0  # each training worker gets so many
     sharded: bool = False  # a run's matrices, gradients and moments are spread over its workers; see docs/TRAINING.md
     recompute: bool = False  # blocks are computed again in the backward pass, so that less is kept of the forward pass
 
@@ -224,13 +234,14 @@ class ClusterSpec(Part, frozen=True, kw_only=True):
 class StudySpec(Part, frozen=True, kw_only=True):
     """A whole experiment. `variants`: settings by key, of each level, of each factor; see `losslens.specs.variants`."""
 
-    name: Name
-    seed: Seed = 0
+    name: Name  # of the study in tables
+    seed: Seed = 0  # of initialisation, order and generated text
     seeds: Positive = 1  # runs per size and budget, seeded seed, seed + 1, ...
     corpus: CorpusSpec
     family: FamilySpec
     training: TrainingSpec = TrainingSpec()
     evaluation: EvaluationSpec
     cluster: ClusterSpec = ClusterSpec()
+    tuning: TuningSpec | None = None  # of `losslens finetune`; no run that it starts from depends on it
     variants: dict[Level, dict[Level, dict[str, Any]]] = {}
-    results: str = "results"
+    results: str = "results"  # where results go, unless --results says
