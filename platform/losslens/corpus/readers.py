@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from string import Formatter
 from typing import Any, BinaryIO
 
 import msgspec
@@ -27,7 +28,8 @@ _BROKEN = "fetch the file again or leave it out"
 
 
 def documents(piece: Piece, text_column: str, where: Mapping[str, str]) -> Iterator[str]:
-    """The raw texts of a piece in file order, rows that fail `where` and rows without text left out.
+    """The raw texts of a piece in file order, rows that fail `where` and rows without text left out. A `text_column` with braces is a
+    template of columns.
 
     Raises:
         UserError: a file cut short, a broken line (named by its number), a missing column (with those that are there).
@@ -42,15 +44,62 @@ def documents(piece: Piece, text_column: str, where: Mapping[str, str]) -> Itera
         yield from _table_documents(piece, text_column, where)
 
 
-def _table_documents(piece: Piece, text_column: str, where: Mapping[str, str]) -> Iterator[str]:
+class _Text:
+    """How a row becomes a text: by one column, or by a template of several, such as `Q: {prompt} A: {response}`.
+
+    Raises:
+        UserError: the template names no column, or asks for more than its value.
+    """
+
+    def __init__(self, text_column: str) -> None:
+        self._parts: tuple[tuple[str, str | None], ...] = ()
+        self.columns: tuple[str, ...] = (text_column,)
+        if "{" in text_column:
+            self._parts = tuple(_template(text_column))
+            self.columns = tuple(dict.fromkeys(name for _, name in self._parts if name is not None))
+
+    def of(self, values: Sequence[Any], path: str) -> str | None:
+        """The text of a row that has `values` in `columns`; None where one is missing.
+
+        Raises:
+            UserError: a value is no text.
+        """
+        if any(value is None for value in values):
+            return None
+        texts = {name: _as_text(value, path, name) for name, value in zip(self.columns, values, strict=True)}
+        if not self._parts:
+            return texts[self.columns[0]]
+        return "".join(literal + (texts[name] if name is not None else "") for literal, name in self._parts)
+
+
+def _template(text: str) -> Iterator[tuple[str, str | None]]:
+    """(literal, the column that follows it or None) of each part."""
+    remedy = "write columns as {prompt}, and a brace that is meant as {{"
     try:
-        for batch in _parquet_batches(piece, [text_column, *where]) if piece.kind == "parquet" else _arrow_batches(piece):
-            _require_columns(piece.path, [text_column, *where], batch.schema.names)
-            texts: list[Any] = batch.column(text_column).to_pylist()
+        parts = list(Formatter().parse(text))
+    except ValueError as error:
+        raise UserError(f"the template {text!r} under text_column cannot be read: {error}", remedy) from error
+    if all(name is None for _, name, _, _ in parts):
+        raise UserError(f"the template {text!r} under text_column names no column", remedy)
+    for literal, name, form, conversion in parts:
+        if name is not None and (not name or form or conversion):
+            raise UserError(f"the template {text!r} under text_column asks for more than a column's value", remedy)
+        yield literal, name
+
+
+def _table_documents(piece: Piece, text_column: str, where: Mapping[str, str]) -> Iterator[str]:
+    text = _Text(text_column)
+    wanted = [*text.columns, *where]
+    try:
+        for batch in _parquet_batches(piece, wanted) if piece.kind == "parquet" else _arrow_batches(piece):
+            _require_columns(piece.path, wanted, batch.schema.names)
+            columns: list[list[Any]] = [batch.column(name).to_pylist() for name in text.columns]
             filters = [(batch.column(name).to_pylist(), value) for name, value in where.items()]
-            for i, text in enumerate(texts):
-                if text is not None and all(str(column[i]) == value for column, value in filters):
-                    yield _as_text(text, piece.path, text_column)
+            for i, values in enumerate(zip(*columns, strict=True)):
+                if not all(str(column[i]) == value for column, value in filters):
+                    continue
+                if (found := text.of(values, piece.path)) is not None:
+                    yield found
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{piece.path} is damaged: {first_line(error)}", _BROKEN) from error
 
@@ -82,6 +131,8 @@ def _require_columns(path: str, wanted: Iterable[str], there: list[str]) -> None
 
 
 def _json_documents(piece: Piece, text_column: str, where: Mapping[str, str]) -> Iterator[str]:
+    text = _Text(text_column)
+    wanted = {*text.columns, *where}
     decode = msgspec.json.Decoder(dict[str, Any]).decode
     for number, line in enumerate(_lines(piece)):
         if line.isspace():
@@ -91,11 +142,13 @@ def _json_documents(piece: Piece, text_column: str, where: Mapping[str, str]) ->
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             place = f"{piece.path}, line {_lines_before(piece) + number + 1}"
             raise UserError(f"{place}, is not a JSON object: {first_line(error)}", "mend or remove that line") from error
-        if text_column not in record or not record.keys() >= where.keys():
+        if not record.keys() >= wanted:
             place = f"{piece.path}, line {_lines_before(piece) + number + 1}"
-            _require_columns(place, [text_column, *where], list(record))
-        if record[text_column] is not None and all(str(record[name]) == value for name, value in where.items()):
-            yield _as_text(record[text_column], piece.path, text_column)
+            _require_columns(place, [*text.columns, *where], list(record))
+        if not all(str(record[name]) == value for name, value in where.items()):
+            continue
+        if (found := text.of([record[name] for name in text.columns], piece.path)) is not None:
+            yield found
 
 
 def _text_documents(piece: Piece) -> Iterator[str]:

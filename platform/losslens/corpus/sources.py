@@ -17,6 +17,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from losslens.corpus.dataset_files import of_split
 from losslens.errors import UserError
 from losslens.specs import SourceSpec
 
@@ -33,7 +34,6 @@ KINDS: dict[str, Kind] = {
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _INFLATION = 4  # text bytes for each compressed byte, to plan with
 _EDGE_BYTES = 65_536
-_SPLITS = ("train", "validation", "valid", "dev", "test")
 _SUPPORTED = "Parquet, Arrow, jsonl or txt, the last two also as .gz or .zst"
 
 
@@ -156,15 +156,7 @@ def _dataset_files(folder: Path, split: str) -> list[Path]:
         return _saved_files(folder / split)
     if (folder / "state.json").is_file():
         return _saved_files(folder)
-    found = _readable(_below(folder), str(folder))
-    by_split = {path: _split_of(path.relative_to(folder)) for path in found}
-    known = sorted({name for name in by_split.values() if name})
-    chosen = [path for path, name in by_split.items() if name == split]
-    if not chosen and split == "train" and not known:
-        return found
-    if not chosen:
-        raise UserError(f"{folder} has no split {split!r}", f"choose split from {', '.join(known) or 'train'}")
-    return chosen
+    return of_split(folder, _readable(_below(folder), str(folder)), split)
 
 
 class _Splits(msgspec.Struct):
@@ -193,15 +185,6 @@ def _saved_json(path: Path, shape: type[_Shape]) -> _Shape:
         return msgspec.json.decode(path.read_bytes(), type=shape)
     except (OSError, msgspec.MsgspecError) as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}", "save or copy the dataset again") from error
-
-
-def _split_of(path: Path) -> str | None:
-    """The split a data file belongs to by a folder's name or the start of its own (`train-00000-of-00004.parquet`)."""
-    for part in (*path.parts[:-1], path.name.split(".")[0]):
-        for split in _SPLITS:
-            if part == split or (part.startswith(split) and not part[len(split)].isalnum()):
-                return "validation" if split in ("valid", "dev") else split
-    return None
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
 
 from losslens.errors import DataMismatch, EnvironmentFailure, LosslensError, UserError
-from losslens.results import compaction, database, layout, parts, statements
+from losslens.results import compaction, database, exports, layout, parts, statements
 from losslens.results.places import Folder, place
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Results:
@@ -51,23 +52,34 @@ class Results:
         Raises UserError (no such directory, one of a newer losslens, a statement that is wrong or does more than read) and
         DataMismatch (a part that cannot be read, by name).
         """
+        found: pa.Table = self._asked(sql, lambda connection: connection.sql(sql, params=list(params)).to_arrow_table())
+        return found
+
+    def export(self, sql: str, file: Path, params: Sequence[Any] = ()) -> int:
+        """Write the answer to one read-only statement into a file, whose kind is its ending; how many rows. Without rows, no file.
+
+        Raises as `query`, and UserError (no such kind of file), EnvironmentFailure (it cannot be written).
+        """
+        return self._asked(sql, lambda connection: exports.copy(connection, sql, params, file))
+
+    def _asked(self, sql: str, take: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
         self._require_parts()
         self._mend_if_moved()
         try:
-            return self._answer(sql, params)
+            return self._answer(sql, take)
         except duckdb.IOException:  # compaction removed a part after it was listed: list again
             pass
         except (duckdb.Error, pa.ArrowException, OSError) as error:
             raise self._blamed(error) from error
         try:
-            return self._answer(sql, params)
+            return self._answer(sql, take)
         except (duckdb.Error, pa.ArrowException, OSError) as error:
             raise self._blamed(error) from error
 
-    def _answer(self, sql: str, params: Sequence[Any]) -> pa.Table:
+    def _answer(self, sql: str, take: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
         with database.connect(self.place, sql) as connection:
             statements.require_reading(connection, sql)
-            return connection.sql(sql, params=list(params)).to_arrow_table()
+            return take(connection)
 
     def curve(
         self,
