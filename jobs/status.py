@@ -111,7 +111,8 @@ def headline(results: Path) -> str:
     view = read_view(results, datetime.now(UTC))
     if view is None:
         return "cluster: no job runs here"
-    nodes = _and_more(f"{view['nodes']} nodes", {"draining": view["nodes_draining"], "on their way": view["nodes_pending"]})
+    count = f"{view['nodes']} node{'' if view['nodes'] == 1 else 's'}"
+    nodes = _and_more(count, {"draining": view["nodes_draining"], "on their way": view["nodes_pending"]})
     kinds = [
         _and_more(f"{view[f'{kind}_used']} of {view[kind]} {name} used", {"more asked for": view[f"{kind}_pending"]})
         for kind, name in (("train_slots", "train slots"), ("eval_slots", "eval slots"))

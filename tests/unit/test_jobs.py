@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.corpus import packed_for
 from jobs.exclusive import exclusive
+from jobs.progress import Board
 from jobs.training import next_runs, told
+from losslens.corpus.tokenizer import make
 from losslens.errors import EnvironmentFailure, UserError
 from losslens.families import planned_runs
-from losslens.specs import load_study
+from losslens.specs import TokenizerSpec, load_study
 
 RUNS = planned_runs(load_study("demo"))
 
@@ -77,3 +80,15 @@ def test_a_results_directory_that_cannot_be_made_is_explained(tmp_path: Path) ->
 )
 def test_what_the_board_says_of_a_run(event: dict[str, object], line: str) -> None:
     assert told(event) == line
+
+
+def test_a_tokenizer_with_more_ids_than_embeddings_have_rows_is_refused_before_anything_is_packed(tmp_path: Path) -> None:
+    make(
+        TokenizerSpec(kind="bpe", vocab_size=300), ["the cat sat on the mat. " * 40 + "".join(map(chr, range(200, 900)))], tmp_path / "bpe"
+    )
+    given = f"corpus.tokenizer={{kind: path, path: {tmp_path / 'bpe'}, vocab_size: %d}}"
+    few = load_study("demo", [given % 299])
+    with Board() as board, pytest.raises(UserError, match="has 300 ids") as refused:
+        packed_for(few, planned_runs(few), tmp_path, board)
+    assert refused.value.remedy == "set corpus.tokenizer.vocab_size to 300 or more"
+    assert not (tmp_path / "corpus").exists()

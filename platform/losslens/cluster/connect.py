@@ -47,8 +47,9 @@ def connected(spec: ClusterSpec) -> Iterator[Slots]:
         ray.init(**_options(spec))
         if callable(told_to_end) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, told_to_end)  # Ray's own ends the process before anything could be saved
-    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
-        raise EnvironmentFailure(f"no connection to Ray: {error}", "check RAY_ADDRESS, or unset it to start Ray on this machine") from error
+    except Exception as error:  # where a node is slow to start, nothing more special
+        remedy = "check RAY_ADDRESS, or unset it to start Ray on this machine; where that is busy, run the command again"
+        raise EnvironmentFailure(f"no connection to Ray: {error}", remedy) from error
     with contextlib.ExitStack() as stack:
         stack.callback(ray.shutdown)
         try:

@@ -13,7 +13,6 @@ from losslens.families import Shape
 from losslens.models.decoder import Decoder
 from losslens.models.language_model import LanguageModel
 
-
 _TOGETHER = 256  # rows of a matrix that have one stream of random numbers
 # Tensor, one of a module's parameters -> the number of its first row in the whole matrix, and how many rows that has.
 Part = Callable[[Tensor], tuple[int, int]]
