@@ -3,7 +3,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 N := 20
 
-.PHONY: setup demo test check bench bench-scoring bench-training bench-thresholds chaos golden clean
+.PHONY: setup demo test check docs bench bench-scoring bench-training bench-thresholds chaos golden clean
 
 setup: $(READY)
 
@@ -24,6 +24,9 @@ check: $(READY)
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	$(PY) -m pytest -q tests/unit/test_house.py
+
+docs: $(READY)
+	$(PY) -m sphinx -W --keep-going -q -c docs -d build/docs-read . build/docs
 
 chaos: $(READY)
 	$(PY) tests/bench/chaos.py --faults $(N)

@@ -46,6 +46,27 @@ SAME_CURVE_SHOWN = {
     "n_runs": "runs",
     "reason": "why open",
 }
+SEEDS_SHOWN = {
+    "task": "task",
+    "format": "format",
+    "metric": "metric",
+    "size": "size",
+    "loss_dataset": "loss",
+    "loss_unit": "unit",
+    "loss": "at",
+    "n_seeds": "seeds",
+    "mean": "mean",
+    "sd": "sd",
+    "excess_sd": "beyond items",
+    "lowest": "lowest",
+    "highest": "highest",
+    "above": "have it",
+    "half": "past half",
+    "half_low": "probability from",
+    "half_high": "to",
+    "dip_p": "dip p",
+    "reason": "why none",
+}
 AXES_SHOWN = {
     "task": "task",
     "format": "format",
@@ -140,6 +161,7 @@ def add_analyses(app: typer.Typer) -> None:
     app.command("thresholds")(filtered(_thresholds))
     app.command("correlations")(filtered(_correlations))
     app.command("same-curve")(filtered(_same_curve))
+    app.command("seeds")(filtered(_seeds))
     app.command("axes")(filtered(_axes, loss_axis=False))
     app.command("metrics")(filtered(_metrics))
     app.command("translate")(filtered(_translate, loss_axis=False))
@@ -182,6 +204,13 @@ def _same_curve(
     show(found, format, columns=SAME_CURVE_SHOWN)
     if format is Format.table:
         print(f"same: within {margin:g} points all along the curve, see docs/SAME_CURVE.md", file=sys.stderr)
+
+
+def _seeds(results: Path, filters: Filters, format: Format) -> None:
+    """How much of each score is luck: seeds compared at losses around where it rises."""
+    from jobs.seeds import seeds
+
+    show(seeds(results, filters), format, columns=SEEDS_SHOWN)
 
 
 def _axes(results: Path, filters: Filters, format: Format) -> None:

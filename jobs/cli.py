@@ -18,6 +18,8 @@ from jobs.console import Format, show
 from jobs.interrupt import interruptible, leave
 from jobs.look_verbs import add_looks
 from jobs.options import AsFormat, Engine, Into, Overrides, Results, Study
+from jobs.out_verbs import add_outs
+from jobs.tuning_verb import add_tuning
 
 if TYPE_CHECKING:
     from jobs.study import Summary
@@ -112,6 +114,24 @@ def _pretrain(
     from jobs.pretrain import pretrain
 
     pretrain(spec, _into(spec, results), size, seed)
+
+
+@app.command("finetune")
+def _finetune(
+    study: Study,
+    origins: Annotated[
+        list[str],
+        typer.Option("--from", metavar="DIR", help="A checkpoint, a run's directory, a study's results or a model; repeatable."),
+    ],
+    overrides: Overrides = None,
+    results: Into = None,
+    format: AsFormat = Format.table,
+) -> None:
+    """Tune checkpoints on the study's tuning data, and score every amount of it."""
+    spec = _spec(study, overrides)
+    from jobs.finetune import finetune
+
+    show(finetune(spec, origins, _into(spec, results)), format)
 
 
 @app.command("sweep")
@@ -225,7 +245,9 @@ def _sql(
 
 
 add_analyses(app)
+add_tuning(app)
 add_looks(app)
+add_outs(app)
 
 
 @app.command("compact")

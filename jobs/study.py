@@ -10,7 +10,7 @@ if __name__ == "__main__":
     import here  # noqa: F401
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from jobs.filters import Filters
 from jobs.progress import Board
 from jobs.report import outdated, report
 from jobs.scoring import Scoring, checkpoint_directories, questions_of, to_cross_check
+from jobs.tracked import tracked
 from jobs.training import Training, finished
 from losslens.cluster.connect import connected
 from losslens.cluster.slots import Slots
@@ -86,9 +87,9 @@ def run_study(spec: StudySpec, results: Path) -> Summary:
     results = results.resolve()
     summary = Summary(results / "report.html")
     with exclusive(results), Board() as board:
-        _save_spec(spec, results)
+        save_spec(spec, results)
         runs = planned_runs(spec)
-        failed = [] if _complete(spec, results, runs) else _train_and_score(spec, results, runs, summary, board)
+        failed = [] if complete(spec, results, runs) else _on_cluster(spec, results, runs, summary, board)
         try:
             _analyse(spec, results, summary)
         except LosslensError as error:  # what failed before explains this, and is said first
@@ -112,35 +113,35 @@ def _analyse(spec: StudySpec, results: Path, summary: Summary) -> None:
     summary.agreement = Results(results).query(AGREEMENT).to_pylist()
 
 
-def _train_and_score(spec: StudySpec, results: Path, runs: Sequence[PlannedRun], summary: Summary, board: Board) -> list[Exception]:
+def _on_cluster(spec: StudySpec, results: Path, runs: Sequence[PlannedRun], summary: Summary, board: Board) -> list[Exception]:
     with ExitStack() as stack:
         with summary.stage("connect"):
             slots = stack.enter_context(connected(spec.cluster))
         with summary.stage("corpus"):
             corpora = pack(spec, results, board)
         with summary.stage("training and scoring"):
-            failed = _together(spec, results, runs, corpora, slots, summary, board)
+            training = Training(spec, runs, results, corpora, slots, board)
+            failed = train_and_score(spec, results, runs, training, slots, summary, board)
         with summary.stage("cross-check"):
             failed += _cross_check(spec, results, runs, slots, board)
     return failed
 
 
-def _together(
+def train_and_score(
     spec: StudySpec,
     results: Path,
     runs: Sequence[PlannedRun],
-    corpora: Mapping[str, Path],
+    training: Training,
     slots: Slots,
     summary: Summary,
     board: Board,
 ) -> list[Exception]:
-    """Train all runs and score their checkpoints as they appear; what failed."""
-    training = Training(spec, runs, results, corpora, slots, board)
+    """Train all runs of `training` and score their checkpoints as they appear; what failed."""
     scoring = Scoring(spec, results, slots, board, engine=spec.evaluation.engine)
     began = time.monotonic()
     in_training = in_scoring = True
     try:
-        with training.saved_when_told_to_end():
+        with tracked(results, board), training.saved_when_told_to_end():
             while in_training or in_scoring:
                 before, in_training = in_training, training.advance()
                 if before and not in_training:
@@ -175,7 +176,7 @@ def _second_engine(spec: StudySpec) -> CrossCheckSpec | None:
     return None if check is None or (check.engine == "vllm" and not available().vllm) else check
 
 
-def _complete(spec: StudySpec, results: Path, runs: Sequence[PlannedRun]) -> bool:
+def complete(spec: StudySpec, results: Path, runs: Sequence[PlannedRun]) -> bool:
     """Whether every run is trained and every checkpoint scored, so that no cluster is needed."""
     if not all(finished(results, run) for run in runs):
         return False
@@ -190,7 +191,7 @@ def _complete(spec: StudySpec, results: Path, runs: Sequence[PlannedRun]) -> boo
     return not pending(second, already_scored(results, check.engine), wanted)
 
 
-def _save_spec(spec: StudySpec, results: Path) -> None:
+def save_spec(spec: StudySpec, results: Path) -> None:
     """The resolved study beside the output, before the first step."""
     file = results / "studies" / f"{spec.name}-{fingerprint(spec)}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)

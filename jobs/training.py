@@ -13,6 +13,7 @@ from jobs.cluster_view import ClusterView
 from jobs.failures import ToldToEnd
 from jobs.interrupt import SAVING_S
 from jobs.progress import Board
+from jobs.tracked import tracked
 from losslens.cluster.slots import Slots
 from losslens.errors import TrainingDiverged
 from losslens.families import PlannedRun
@@ -20,6 +21,7 @@ from losslens.specs import StudySpec, variants
 from losslens.training import journal, leaving
 from losslens.training.branching import ready, require
 from losslens.training.checkpoint import RECORD, run_directory
+from losslens.training.origins import require_origin
 from losslens.training.outcome import Outcome
 
 POLL_S = 0.2
@@ -67,14 +69,21 @@ def told(event: dict[str, Any]) -> str:
 class Training:
     """Runs in flight. Each has a thread of the driver that waits in `elastic.fit`; call `advance` now and then.
 
-    `corpora`: the packed corpus of each variant.
+    `corpora`: the packed corpus of each variant; `studies`: the study that each is trained by, where that is not the variant itself.
     """
 
     def __init__(
-        self, spec: StudySpec, runs: Sequence[PlannedRun], results: Path, corpora: Mapping[str, Path], slots: Slots, board: Board
+        self,
+        spec: StudySpec,
+        runs: Sequence[PlannedRun],
+        results: Path,
+        corpora: Mapping[str, Path],
+        slots: Slots,
+        board: Board,
+        studies: Mapping[str, StudySpec] | None = None,
     ) -> None:
         self._spec, self._results, self._corpora, self._slots, self._board = spec, results, corpora, slots, board
-        self._variants = variants(spec)
+        self._studies = studies or variants(spec)
         self._runs = tuple(runs)
         self._waiting = [run for run in runs if not finished(results, run)]
         self._threads: dict[str, threading.Thread] = {}
@@ -105,7 +114,7 @@ class Training:
 
     def wait(self) -> None:
         """Until every run has ended, well or not."""
-        with self.saved_when_told_to_end():
+        with tracked(self._results, self._board), self.saved_when_told_to_end():
             while self.advance():
                 time.sleep(POLL_S)
 
@@ -152,7 +161,8 @@ class Training:
 
         try:
             require(self._results, run)
-            self._outcomes[run.run_id] = fit(self._variants[run.variant], run, self._results, self._corpora[run.variant], self._slots)
+            require_origin(self._results, run)
+            self._outcomes[run.run_id] = fit(self._studies[run.variant], run, self._results, self._corpora[run.variant], self._slots)
         except Exception as error:  # a thread has nobody to raise to: whoever asks for `errors` gets it
             self._errors[run.run_id] = error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from losslens.results import Results
 
@@ -27,6 +28,19 @@ def final_weights(results: Path) -> dict[str, str]:
 
 def checkpoints(results: Path, size: str) -> int:
     return len(list(results.glob(f"checkpoints/tiny-{size}-*/step-*/losslens.json")))
+
+
+def require_drawn(results: Path) -> None:
+    """TensorBoard has every step of the log, every held-out loss and every score, once."""
+    stored = Results(results)
+    for run in stored.query("SELECT run_id FROM runs").column(0).to_pylist():
+        drawn = EventAccumulator(str(results / "tensorboard" / run), size_guidance={"scalars": 0})
+        drawn.Reload()
+        steps = stored.query("SELECT DISTINCT step FROM train_log WHERE run_id = ? ORDER BY 1", (run,)).column(0).to_pylist()
+        saved = stored.query("SELECT step FROM checkpoints WHERE run_id = ? ORDER BY 1", (run,)).column(0).to_pylist()
+        assert [event.step for event in drawn.Scalars("train/loss")] == steps
+        for name in ("loss/heldout/nats/token", "score/skill_copy/open/exact_match", "by_tokens/loss/heldout/nats/token"):
+            assert len(drawn.Scalars(name)) == len(saved) == 13
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +67,10 @@ def test_every_checkpoint_has_losses_scores_and_samples(undisturbed: Path) -> No
     assert 3 < log["worst"] < 8
     (samples,) = results.query("SELECT count(DISTINCT (checkpoint_id, item_id)) AS items FROM samples WHERE task = 'cloze_far'").to_pylist()
     assert samples["items"] == 26 * 40
+
+
+def test_tensorboard_was_written_without_being_asked_for(undisturbed: Path) -> None:
+    require_drawn(undisturbed)
 
 
 def test_loss_falls_and_both_sizes_learn_to_predict(undisturbed: Path) -> None:
@@ -99,6 +117,7 @@ def test_interrupted_doubled_and_killed_it_ends_with_the_same_weights(
     last = losslens("run", study_file, "--results", results)
     assert last.returncode == 0, last.stderr
     assert final_weights(results) == final_weights(undisturbed)
+    require_drawn(results)
     (twice,) = Results(results).query("SELECT count(*) - count(DISTINCT (checkpoint_id, dataset, unit)) AS n FROM losses").to_pylist()
     assert twice["n"] == 0
 

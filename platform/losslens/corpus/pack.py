@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import pickle
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,17 +45,20 @@ class _Build:
     progress: Progress
 
 
-def build(spec: CorpusSpec, *, seed: int, rows: int, root: Path, progress: Progress | None = None) -> PackedCorpus:
+def build(
+    spec: CorpusSpec, *, seed: int, rows: int, root: Path, progress: Progress | None = None, train_seeds: Mapping[str, int] | None = None
+) -> PackedCorpus:
     """The packed corpus of a spec, under `root / fingerprint`; made now unless it is there already.
 
     `rows` is the most training rows any run consumes in all: generated skills make only what their weight needs of it,
-    everything else is packed whole. `progress` is told the stage (`read`, `tokenizer`, `pack`) and its fraction done.
+    everything else is packed whole. Training rows of a skill come from the seed in `train_seeds` by its source, if any; held-out ones
+    from `seed`. `progress` is told the stage (`read`, `tokenizer`, `pack`) and its fraction done.
 
     Raises:
         UserError: a source that is missing, damaged or too small. EnvironmentFailure: no room on the disk.
         DataMismatch: a corpus that is there does not match its manifest.
     """
-    plans = plan_sources(spec, seed, rows)
+    plans = plan_sources(spec, seed, rows, train_seeds)
     fingerprint = manifest.corpus_fingerprint(spec, plans)
     directory = Path(root).resolve() / fingerprint
     if not (directory / manifest.FILE).is_file():

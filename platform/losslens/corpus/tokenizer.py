@@ -48,6 +48,27 @@ def make(spec: TokenizerSpec, texts: Iterable[str], directory: Path) -> None:
         _save(*_bytes(spec.vocab_size), directory)
 
 
+def existing(directory: Path) -> tuple[TokenizerSpec, int]:
+    """What makes the tokenizer of a model's directory again, and how many ids it has. One of ours of bytes is known as such: rows of
+    generated skills are then rows as they are.
+
+    Raises:
+        UserError: there is none, or it is no fast one.
+    """
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        raise UserError(f"{directory} holds no tokenizer.json", "save the model's fast tokenizer beside its weights")
+    try:
+        found = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more special
+        raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}", "copy the model again") from error
+    ids = max(found.get_vocab().values()) + 1
+    for size in (_ASCII, 257):
+        if found.to_str() == _finished(*_bytes(size)).to_str():
+            return TokenizerSpec(kind="byte", vocab_size=size), ids
+    return TokenizerSpec(kind="path", path=str(directory)), ids
+
+
 class Encoder:
     """A tokenizer directory at work, for one process.
 
@@ -125,9 +146,14 @@ def _bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _save(tokenizer: Tokenizer, eos: str, directory: Path) -> None:
+def _finished(tokenizer: Tokenizer, eos: str) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(eos, special=True, normalized=False)])
+    return tokenizer
+
+
+def _save(tokenizer: Tokenizer, eos: str, directory: Path) -> None:
+    tokenizer = _finished(tokenizer, eos)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": eos,  # each document follows the end of another

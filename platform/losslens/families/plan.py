@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 
 from losslens.errors import UserError
 from losslens.families.shape import Shape, shape_of
-from losslens.specs import BranchSpec, CheckpointsSpec, SizeSpec, StudySpec, fingerprint, levels_of, variants
+from losslens.specs import BranchSpec, CheckpointsSpec, OptimizerSpec, SizeSpec, StudySpec, fingerprint, levels_of, variants
 
 A100_PEAK = 312e12  # dense bf16 FLOP/s, NVIDIA A100 data sheet
 ASSUMED_MFU = 0.45  # the paper's reported days give 0.44 to 0.51 (shared facts, derived)
@@ -31,13 +32,25 @@ class Branch:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The checkpoint whose weights a run begins with, at step 0: `path` is its Hugging Face directory, `weights_sha256` that of its
+    weights (of several files: of their hashes in order), `losses` its rows of `losses`, as far as they are known."""
+
+    checkpoint_id: str
+    path: str
+    weights_sha256: str
+    losses: tuple[dict[str, Any], ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedRun:
     """One size, one token budget, one seed: one training.
 
     `tokens` is the budget in whole global batches (at most the budget asked for); `global_batch` in sequences;
     `checkpoints` are the steps after which a checkpoint is written; `peak_lr` of the hidden matrices; `micro_batch` in
     sequences (None: a worker's whole share). A run with a `branch` begins there and counts the parent's steps and tokens as
-    its own; `kept_states` are the steps whose state is kept for branches. `variant` names the study it is planned from, one of
+    its own; one with an `origin` begins with its weights and counts from 0. `kept_states` are the steps whose state is kept
+    for branches. `variant` names the study it is planned from, one of
     `specs.variants`. `sharded` and `recompute` say how it is trained, not what comes out; its identity does not know of them.
     """
 
@@ -57,6 +70,7 @@ class PlannedRun:
     variant: str = ""
     sharded: bool = False
     recompute: bool = False
+    origin: Origin | None = None
 
     @property
     def label(self) -> str:
@@ -141,7 +155,7 @@ def _run(spec: StudySpec, size: SizeSpec, shape: Shape, tokens: int, seed: int, 
     identity = fingerprint(spec.corpus, training, spec.family.initialisation, repr(shape), tokens, global_batch, repr(lr), seed)
     return PlannedRun(
         study=spec.name,
-        run_id=f"{_named(spec.name, variant, size.name)}-{_short(tokens)}-s{seed}-{identity[:8]}",
+        run_id=f"{_named(spec.name, variant, size.name)}-{short(tokens)}-s{seed}-{identity[:8]}",
         size=size.name,
         seed=seed,
         shape=shape,
@@ -174,7 +188,7 @@ def _branched(spec: StudySpec, run: PlannedRun) -> list[PlannedRun]:
 def _branch(spec: BranchSpec, parent: PlannedRun) -> PlannedRun:
     step, steps = _steps(spec, parent)
     identity = fingerprint(parent.run_id, step, steps, spec.checkpoints)
-    budget = f"{_short(step * parent.batch_tokens)}-decay{_short(steps * parent.batch_tokens)}"
+    budget = f"{short(step * parent.batch_tokens)}-decay{short(steps * parent.batch_tokens)}"
     return replace(
         parent,
         run_id=f"{_named(parent.study, parent.variant, parent.size)}-{budget}-s{parent.seed}-{identity[:8]}",
@@ -205,14 +219,17 @@ def _leaves_some_run(branch: BranchSpec, runs: list[PlannedRun]) -> None:
 def _peak_lr(spec: StudySpec, size: SizeSpec) -> float:
     """The size's own rate, or the family's moved from its reference width."""
     optimizer = spec.training.optimizer
-    if size.peak_lr:
-        return size.peak_lr
+    return size.peak_lr or rate_at(optimizer, size.d_model)
+
+
+def rate_at(optimizer: OptimizerSpec, width: int) -> float:
+    """The peak rate of hidden matrices at this width."""
     if optimizer.reference_width:
-        return optimizer.lr * math.pow(optimizer.reference_width / size.d_model, optimizer.exponent())
+        return optimizer.lr * math.pow(optimizer.reference_width / width, optimizer.exponent())
     return optimizer.lr
 
 
-def _short(tokens: int) -> str:
+def short(tokens: int) -> str:
     """67_000_000_000 -> 67B: budgets as people write them."""
     for unit, scale in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if tokens >= scale:

@@ -38,7 +38,7 @@ MEANINGS: dict[str, str] = {
     "tokens": "tokens trained on so far",
     "flops": "training FLOPs so far: tokens times FLOPs a token (losslens.families)",
     # losses
-    "dataset": "train (mean of a window), heldout, heldout/SOURCE, or the name of an imported or measured loss",
+    "dataset": "train (mean of a window), heldout, heldout/SOURCE, parent/... (what a run was tuned from), or an imported or measured loss",
     "unit": "nats/token, bits/byte, bits/char or nats/token_vs_unigram",
     "losses.value": "the loss",
     "losses.tokens": "tokens it was measured on",

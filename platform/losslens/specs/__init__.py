@@ -18,6 +18,7 @@ from losslens.specs.study import (
     StudySpec,
     TokenizerSpec,
     TrainingSpec,
+    TuningSpec,
 )
 from losslens.specs.variants import levels_of, variants
 
@@ -37,6 +38,7 @@ __all__ = [
     "StudySpec",
     "TokenizerSpec",
     "TrainingSpec",
+    "TuningSpec",
     "bundled",
     "canonical_text",
     "fingerprint",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from losslens.errors import UserError
-from losslens.specs.study import FamilySpec, SizeSpec, SourceSpec, StudySpec
+from losslens.specs.study import FamilySpec, SizeSpec, SourceSpec, StudySpec, TrainingSpec
 
 # Kernels compute the elements beyond the last whole vector in another way, which rounds otherwise; rows of this width have none.
 WHOLE_VECTORS = 16
@@ -30,6 +30,7 @@ def validate(spec: StudySpec) -> StudySpec:
         _shards(spec, size)
     _tokenizer(spec)
     _cluster(spec)
+    _tuning(spec)
     if spec.evaluation.cross_check:
         names = {size.name for size in spec.family.sizes}
         for wanted in spec.evaluation.cross_check.sizes:
@@ -115,9 +116,32 @@ def _cluster(spec: StudySpec) -> None:
     if low > high:
         raise UserError(f"cluster.workers [{low}, {high}] has a minimum above its maximum", "swap them")
     for size in spec.family.sizes:
-        batch = size.global_batch or spec.training.global_batch
-        micro = spec.training.micro_batch_of(batch) or 1
-        if high > -(-batch // micro):
-            pieces = f"in micro-batches of {micro}" if micro > 1 else "sequences"
-            sentence = f"size {size.name}: {high} workers cannot share a global batch of {batch} {pieces}"
-            raise UserError(sentence, "lower cluster.workers or training.micro_batch, or raise global_batch")
+        _shared_out(f"size {size.name}", size.global_batch or spec.training.global_batch, spec.training, high)
+
+
+def _shared_out(what: str, batch: int, training: TrainingSpec, workers: int) -> None:
+    micro = training.micro_batch_of(batch) or 1
+    if workers > -(-batch // micro):
+        pieces = f"in micro-batches of {micro}" if micro > 1 else "sequences"
+        sentence = f"{what}: {workers} workers cannot share a global batch of {batch} {pieces}"
+        raise UserError(sentence, "lower cluster.workers or training.micro_batch, or raise global_batch")
+
+
+def _tuning(spec: StudySpec) -> None:
+    tuning = spec.tuning
+    if tuning is None:
+        return
+    if not tuning.sources:
+        raise UserError("the tuning has no sources", "give at least one entry under tuning.sources")
+    for source in tuning.sources:
+        _source(source)
+    _distinct("source", [source_name(source) for source in (*spec.corpus.sources, *tuning.sources)])
+    if tuning.training.tokens is None or tuning.training.tokens_per_param is not None:
+        raise UserError("a tuning has one largest amount for all sizes", "set tuning.training.tokens, and not tokens_per_param")
+    batch_tokens = tuning.training.global_batch * spec.corpus.seq_len
+    if tuning.training.tokens < batch_tokens:
+        sentence = f"tuning: {tuning.training.tokens:,} tokens are less than one global batch of {batch_tokens:,} tokens"
+        raise UserError(sentence, "raise tuning.training.tokens or lower tuning.training.global_batch")
+    if tuning.training.branches:
+        raise UserError("a tuning has no branches", "remove tuning.training.branches; its checkpoints are the amounts")
+    _shared_out("tuning", tuning.training.global_batch, tuning.training, spec.cluster.workers[1])

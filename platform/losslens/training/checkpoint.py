@@ -4,7 +4,7 @@
     <results>/checkpoints/<run_id>/state/step-00000117/   what training resumes from; the newest two are kept, and branch points
 
 A directory is written under a `.tmp-` name, synchronised to disk, and renamed; `losslens.json` in it names the hash of
-every file. States are also written between checkpoints (before a planned resize, and now and then), so that the steps at
+every file but its README.md. States are also written between checkpoints (before a planned resize, and now and then), so that the steps at
 which a run is scored do not depend on what happened to it.
 """
 
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 STATES_KEPT = 2
 RECORD = "losslens.json"
+README = "README.md"  # of a checkpoint: not hashed, people write into it
 STATE = "state.safetensors"
 
 
@@ -119,8 +120,12 @@ def write_with(results: Path, run: PlannedRun, step: int, fill: Callable[[Path],
         "losses": [asdict(loss) for loss in losses],
     }
     if not (final / RECORD).is_file():
+        from losslens.models.readme import readme  # here: with torch, which drivers do without
+
         with _appearing(final, record) as directory:
             fill(directory)
+            (directory / README).write_text(readme(record, run.shape), encoding="utf-8")
+            _sync(directory / README)
     return read(final)
 
 
@@ -238,7 +243,7 @@ def damage(directory: Path, part: int = 0, parts: int = 1) -> Path | None:
 
 def _record(directory: Path, content: dict[str, Any], known: Mapping[str, str]) -> None:
     """Synchronise the directory's files and write their hashes, and `content`, into its record."""
-    files = sorted(file for file in directory.iterdir() if file.is_file())
+    files = sorted(file for file in directory.iterdir() if file.is_file() and file.name != README)
     hashes = {file.name: known.get(file.name) or synced_hash(file) for file in files}
     weights = {"weights_sha256": hashes["model.safetensors"]} if "model.safetensors" in hashes else {}
     record = directory / RECORD

@@ -27,6 +27,7 @@ from losslens.training import checkpoint as checkpoints
 from losslens.training import journal, leaving
 from losslens.training.heldout import Heldout, window_loss
 from losslens.training.loop import Trainer
+from losslens.training.origins import losses_of_parent
 from losslens.training.schedules import multiplier
 from losslens.training.snapshot import Snapshot, hang, scored
 
@@ -140,7 +141,7 @@ class Files:
             self.planned,
             snapshot.step,
             hugging_face_state(self._saved.state_dict(), self.planned.shape),
-            [*losses, *self.heldout.losses(nats)],
+            [*losses, *self.heldout.losses(nats), *losses_of_parent(self.planned)],
             self.corpus.tokenizer_dir,
             self.corpus.eos,
         )

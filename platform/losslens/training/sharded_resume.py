@@ -12,6 +12,7 @@ from losslens.families import PlannedRun
 from losslens.training import checkpoint as checkpoints
 from losslens.training.branching import fitted, parent_directory
 from losslens.training.loop import Trainer
+from losslens.training.origins import begin
 from losslens.training.sharded_state import read_rows, rows_of
 from losslens.training.snapshot import load_state
 
@@ -24,7 +25,7 @@ def resume_rows(trainer: Trainer, results: Path, planned: PlannedRun) -> None:
     """As `worker.resume`. Every rank looks at its part of a state's files, so that large ones are proven by all together.
 
     Raises:
-        EnvironmentFailure: a rank does not see what rank 0 sees. UserError, DataMismatch: as `branching.parent_state`.
+        EnvironmentFailure: a rank does not see what rank 0 sees. UserError, DataMismatch: as `branching.parent_state` and `begin`.
     """
     assert trainer.shards
     shards, placed = trainer.shards, rows_of(trainer)
@@ -36,6 +37,8 @@ def resume_rows(trainer: Trainer, results: Path, planned: PlannedRun) -> None:
         directory = parent_directory(results, planned)
         state = read_rows(directory, placed, shards.rank, shards.world, shards.host)
         load_state(trainer, planned.branch.step, fitted(planned, state))
+    elif planned.origin:
+        begin(trainer, planned.origin)
 
 
 def _newest_sound(results: Path, run_id: str, rank: int, world: int, group: dist.ProcessGroup) -> Path | None:

@@ -25,6 +25,7 @@ from losslens.training import checkpoint as checkpoints
 from losslens.training import journal, leaving
 from losslens.training.heldout import window_loss
 from losslens.training.loop import Trainer
+from losslens.training.origins import losses_of_parent
 from losslens.training.saving import Files, Stretch, publish
 from losslens.training.sharded_state import rows_of, write_rows
 from losslens.training.snapshot import Snapshot, scored
@@ -78,7 +79,7 @@ class ShardedFiles(Files):
     def _checkpoint(self, snapshot: Snapshot) -> None:
         def write(fill: Callable[[Path], None]) -> None:
             losses = window_loss(snapshot.state["losses"], snapshot.step, self.planned.batch_tokens)
-            losses += self.heldout.losses(snapshot.nats)
+            losses += [*self.heldout.losses(snapshot.nats), *losses_of_parent(self.planned)]
             publish(self.results, checkpoints.write_with(self.root, self.planned, snapshot.step, fill, losses))
 
         self._together(write, lambda directory: self._weights(directory, snapshot.state))

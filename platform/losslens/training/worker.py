@@ -35,6 +35,7 @@ from losslens.training.compiling import compiles
 from losslens.training.lanes import keep_freed_memory, lanes_of, share_threads
 from losslens.training.loop import Trainer, run
 from losslens.training.optimizers import Optimizers
+from losslens.training.origins import begin
 from losslens.training.outcome import Outcome
 from losslens.training.resizing import PassTooLarge
 from losslens.training.saving import Background, Files, Stretch, publish
@@ -161,10 +162,11 @@ def _spreads(planned: PlannedRun) -> bool:
 
 
 def resume(trainer: Trainer, results: Path, planned: PlannedRun) -> None:
-    """Continue from the newest state that matches its hash, a branch's first from its parent's; rank 0 chooses, all ranks follow.
+    """Continue from the newest state that matches its hash, a branch first from its parent's, a tuning from its parent's weights; rank 0
+    chooses, all ranks follow.
 
     Raises:
-        EnvironmentFailure: this rank does not see what rank 0 sees. UserError, DataMismatch: as `parent_state`.
+        EnvironmentFailure: this rank does not see what rank 0 sees. UserError, DataMismatch: as `parent_state` and `begin`.
     """
     run_id = planned.run_id
     step, state = next(checkpoints.states(results, run_id), (0, {}))
@@ -180,6 +182,8 @@ def resume(trainer: Trainer, results: Path, planned: PlannedRun) -> None:
             )
     if planned.branch and not step:
         load_state(trainer, planned.branch.step, parent_state(results, planned))
+    if planned.origin and not step:
+        begin(trainer, planned.origin)
     if step:
         load_state(trainer, step, state)
         logger.info("%s resumes from step %d", run_id, step)
@@ -328,7 +332,7 @@ class Writer(Watch):
         self._shown, self._shown_at = self.trainer.step, time.monotonic()
         progress = {"step": self.trainer.step, "steps": self.planned.steps, "tokens_per_second": self._rate, "loss": self.trainer.seen_loss,
                     "world_size": self.world, "attempt": self.attempt, "slow": self._slow,
-                    "time": datetime.now(UTC).isoformat()}  # fmt: skip
+                    "time": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
         journal.replace(self.home / "progress.json", progress)
 
 
@@ -342,7 +346,7 @@ def _files(trainer: Trainer) -> type[Files]:
 
 def run_row(spec: StudySpec, planned: PlannedRun, corpus: str) -> dict[str, Any]:
     """The run's row of `runs`; the same whenever it is made, so that a resumed run adds nothing."""
-    shape, tokenizer = planned.shape, spec.corpus.tokenizer
+    shape, tokenizer, parent = planned.shape, spec.corpus.tokenizer, planned.branch or planned.origin
     return {
         "run_id": planned.run_id, "study": planned.study, "size": planned.size, "architecture": shape.architecture,
         "params": shape.params, "params_non_embedding": shape.params_non_embedding,
@@ -350,7 +354,7 @@ def run_row(spec: StudySpec, planned: PlannedRun, corpus: str) -> dict[str, Any]
         "vocab_size": shape.vocab_size, "corpus": corpus, "seq_len": shape.seq_len,
         "optimizer": spec.training.optimizer.name, "schedule": spec.training.schedule.name, "peak_lr": planned.peak_lr,
         "batch_tokens": planned.batch_tokens, "tokens_planned": planned.tokens, "seed": planned.seed, "source": "losslens",
-        "spec": canonical_text(spec), "parent_checkpoint_id": planned.branch.checkpoint_id if planned.branch else None,
+        "spec": canonical_text(spec), "parent_checkpoint_id": parent.checkpoint_id if parent else None,
     }  # fmt: skip
 
 
