@@ -26,7 +26,8 @@ class Filters:
     loss_axis: str | None = None
 
     def points(self, stored: Results) -> pa.Table:
-        """The rows of view `curve` that pass.
+        """The rows of view `curve` that pass. Losses of what a run was tuned from are left out unless one is asked for: at each all
+        amounts of tuning are scored, which only `losslens tuning` tells apart.
 
         Raises UserError when there are none; its remedy names what there is.
         """
@@ -36,6 +37,8 @@ class Filters:
         points = stored.curve(**self.columns())
         if not points.num_rows:
             raise UserError(f"{stored.root} holds no checkpoint with both a loss and a score.", "Run or evaluate a study into it first.")
+        if self.loss_dataset is None and self.loss_axis in (None, "best"):
+            points = _without_parents(points)
         if self.loss_axis is None:
             return points
         return on_best_axis(points) if self.loss_axis == "best" else on_axis(points, self.loss_axis)
@@ -44,6 +47,12 @@ class Filters:
         """The values that each filtered column of view `curve` may have."""
         wanted = {"task": self.task, "format": self.format, "metric": self.metric, "loss_dataset": self.loss_dataset, "study": self.study}
         return {name: value.split(",") for name, value in wanted.items() if value is not None}
+
+
+def _without_parents(points: pa.Table) -> pa.Table:
+    import pyarrow.compute as pc
+
+    return points.filter(pc.invert(pc.starts_with(pc.cast(points["loss_dataset"], "string"), "parent/")))
 
 
 EVERYTHING = Filters()

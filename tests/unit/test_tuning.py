@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.filters import Filters
 from losslens.analysis import tuning
 from losslens.analysis.emergence import POWERS, forecasts, limits, relative_likelihood
 from losslens.errors import UserError
+from losslens.results import Results
 from tests.simulated_tuning import Tuning, simulate
 
 AMOUNTS = (0, 16_000, 131_000)
@@ -107,3 +111,21 @@ def test_a_smaller_model_reaches_the_larger_one_where_it_does() -> None:
     (pair,) = tuning.sizes(still).to_pylist()
     assert (pair["verdict"], pair["amount"], pair["at_loss"]) == ("below", 131_000, None)
     assert pair["score"] < pair["target"]
+
+
+def test_only_who_asks_for_a_parents_loss_gets_points_on_it(tmp_path: Path) -> None:
+    stored = Results(tmp_path)
+    stored.write("runs", [{"run_id": "r", "study": "s-tuned", "size": "1M"}])
+    stored.write("checkpoints", [{"checkpoint_id": "c", "run_id": "r", "step": 1, "tokens": 8}])
+    of = {"checkpoint_id": "c", "unit": "nats/token", "value": 2.0}
+    stored.write("losses", [of | {"dataset": dataset} for dataset in ("heldout", "parent/heldout")])
+    score = {"task": "t", "format": "open", "shots": 0, "metric": "acc", "value": 0.5, "stderr": 0.1, "n": 9, "chance": 0.1}
+    stored.write("scores", [score | {"checkpoint_id": "c", "higher_is_better": True}])
+    parent = "parent/heldout"
+    for asked, found in (
+        (Filters(), "heldout"),
+        (Filters(task="t"), "heldout"),
+        (Filters(loss_dataset=parent), parent),
+        (Filters(loss_axis=f"{parent}:nats/token"), parent),
+    ):
+        assert asked.points(stored)["loss_dataset"].to_pylist() == [found]
