@@ -22,6 +22,20 @@ from losslens.models.language_model import Cache, LanguageModel
 BLOCK = 128
 
 
+class Matrix(nn.Linear):
+    """One that draws no values, which `build` or a file overwrites."""
+
+    def reset_parameters(self) -> None:
+        """Nothing."""
+
+
+class Embedding(nn.Embedding):
+    """As `Matrix`."""
+
+    def reset_parameters(self) -> None:
+        """Nothing."""
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis."""
 
@@ -40,8 +54,8 @@ class Attention(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = shape.heads, shape.kv_heads, shape.head_dim
-        self.qkv_proj = nn.Linear(shape.d_model, (shape.heads + 2 * shape.kv_heads) * shape.head_dim, bias=False)
-        self.o_proj = nn.Linear(shape.heads * shape.head_dim, shape.d_model, bias=False)
+        self.qkv_proj = Matrix(shape.d_model, (shape.heads + 2 * shape.kv_heads) * shape.head_dim, bias=False)
+        self.o_proj = Matrix(shape.heads * shape.head_dim, shape.d_model, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         """`mask` (see `Decoder`) asks for the written-out product, None for the fused kernel."""
@@ -126,8 +140,8 @@ class MLP(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(shape.d_model, 2 * shape.d_ffn, bias=False)
-        self.down_proj = nn.Linear(shape.d_ffn, shape.d_model, bias=False)
+        self.gate_up_proj = Matrix(shape.d_model, 2 * shape.d_ffn, bias=False)
+        self.down_proj = Matrix(shape.d_ffn, shape.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -158,7 +172,7 @@ class Body(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.d_model)
+        self.embed_tokens = Embedding(shape.vocab_size, shape.d_model)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = RMSNorm(shape.d_model)
 
@@ -172,10 +186,9 @@ class Decoder(LanguageModel):
     def __init__(self, shape: Shape, *, device: str = "cpu") -> None:
         super().__init__()
         self.shape = shape
-        with torch.device("meta"):
+        with torch.device(device):
             self.model = Body(shape)
-            self.lm_head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
-        self.to_empty(device=device)
+            self.lm_head = Matrix(shape.d_model, shape.vocab_size, bias=False)
         if shape.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         cos, sin = _rotary_table(shape)

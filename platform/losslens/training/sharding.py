@@ -65,10 +65,10 @@ class Shards:
             fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=everywhere, reshard_after_forward=True)
         for module in embedding:
             cast(FSDPModule, module).set_unshard_in_backward(False)  # its gradient needs the tokens only
-        # What had values is on the device by now, a group at a time, but for gains.
-        self.entry._apply(  # type: ignore[no-untyped-call]
-            lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
-        )
+        if any(parameter.is_meta for parameter in model.parameters()):
+            self.entry._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)  # type: ignore[no-untyped-call]
+        for _, gain in roles(model)["gain"]:  # the rest is on the device by now, a group at a time
+            gain.data = gain.data.to(device)
         self.owned = Owned(model)
         groups = [cast(FSDPModule, module) for module, _ in parts]
         self.sums: ShardSums = (ExactShards if exact else PlainShards)(self.owned, groups)
