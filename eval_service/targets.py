@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from eval_service.backlog import Assignment
 from eval_service.checkpoints import Checkpoint, count_params, read_card, read_config, shape_key, tensor_shapes, weight_files
 from eval_service.position import TRAINER_STATE, StepNames, chosen, position
+from losslens.corpus.shards import joined_sha256
 from losslens.errors import LosslensError, UserError
 
 HUB = "hf:"  # a target that begins so is a model on the Hugging Face Hub
@@ -231,11 +232,6 @@ def weights_sha256(directory: Path) -> str:
     if not files:
         raise UserError(f"{directory} holds no model.safetensors", "save the weights as safetensors; pickles are not read")
     return joined_sha256([_sha256(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files])
-
-
-def joined_sha256(hashes: Sequence[str]) -> str:
-    """One hash for the hashes of all weight files, in order of their names."""
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 @lru_cache(maxsize=4096)

@@ -16,7 +16,8 @@ from eval_service.cache import Cache, Lease
 from eval_service.checkpoints import Checkpoint, shape_key
 from eval_service.hub import Contents, Hub, Revision, verify
 from eval_service.position import StepNames
-from eval_service.targets import HUB, Found, Look, Refused, described, joined_sha256, weights_sha256
+from eval_service.targets import HUB, Found, Look, Refused, described, weights_sha256
+from losslens.corpus.shards import joined_sha256
 from losslens.errors import DataMismatch, EnvironmentFailure, LosslensError
 
 logger = logging.getLogger(__name__)

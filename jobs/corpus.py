@@ -35,6 +35,7 @@ def pack(spec: StudySpec, results: Path, board: Board) -> dict[str, Path]:
     packed: dict[str, Path] = {}
     for variant, its in of.items():
         sharing = [run for run in runs if of[run.variant].corpus == its.corpus]  # generated text is made for the longest of them
+        _fits(its.corpus.tokenizer)
         packed[variant] = packed_for(its, sharing, results, board)
     return packed
 
@@ -43,7 +44,6 @@ def packed_for(
     spec: StudySpec, runs: Sequence[PlannedRun], results: Path, board: Board, train_seeds: Mapping[str, int] | None = None
 ) -> Path:
     """The directory of the corpus that these runs of a study without variants share; errors as `pack`. `train_seeds`: see `build`."""
-    _fits(spec.corpus.tokenizer, min(run.shape.vocab_size for run in runs))
     corpus = build(
         spec.corpus,
         seed=spec.seed,
@@ -56,12 +56,13 @@ def packed_for(
     return corpus.dir
 
 
-def _fits(tokenizer: TokenizerSpec, rows: int) -> None:
-    """Nothing where embeddings of so many rows have one for each id of a tokenizer that is given."""
+def _fits(tokenizer: TokenizerSpec) -> None:
+    """Nothing where embeddings have a row for each id of a tokenizer that is given."""
     directory = Path(str(tokenizer.path)).expanduser()
     if tokenizer.kind != "path" or not (directory / "tokenizer.json").is_file():  # a slow one is made fast as it is packed with
         return
-    if (ids := existing(directory)[1]) > rows:
+    ids, rows = existing(directory)[1], tokenizer.vocab_size
+    if ids > rows:
         sentence = f"the tokenizer in {tokenizer.path} has {ids:,} ids, and corpus.tokenizer.vocab_size gives embeddings {rows:,} rows"
         raise UserError(sentence, f"set corpus.tokenizer.vocab_size to {ids} or more")
 

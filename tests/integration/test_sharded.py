@@ -20,7 +20,7 @@ import torch.distributed as dist
 from losslens.corpus.order import rank_slice
 from losslens.errors import EnvironmentFailure
 from losslens.families import Shape, planned_runs
-from losslens.models import build
+from losslens.models import build, initialise
 from losslens.specs import OptimizerSpec, ScheduleSpec, TrainingSpec, load_study
 from losslens.training import checkpoint as checkpoints
 from losslens.training import journal, leaving
@@ -100,11 +100,14 @@ def trainer(case: str, world: int = 1, micro_batch: int | None = 2) -> Trainer:
     }
     spec = TrainingSpec(global_batch=BATCH, **{**settings, **EXACT.get(case, {})})
     shape = SHAPES.get(case, SHAPE)
-    model, shards = build(shape, seed=0), None
+    hollow = world > 1 and shape.architecture == "paper"  # as a worker builds it: each rank draws its own rows
+    model, shards = build(shape, seed=0, hollow=hollow), None
     if world > 1:
         recompute_blocks(model)
         largest = max(stop - start for start, stop in (rank_slice(BATCH, rank, world, micro_batch or 1) for rank in range(world)))
         shards = Shards(model, CPU, precision=spec.precision, exact=micro_batch is not None, largest=largest)
+        if shards.hollow:
+            initialise(shards.owned, shape, "fan_in", 0, shards.part)
     optimizers = Optimizers(shards.owned if shards else model, spec.optimizer, peak_lr=0.02, width=shape.d_model)
     return Trainer(model, optimizers, spec, UPDATES, BATCH, shape.seq_len, CPU, micro_batch, shards=shards)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.corpus import packed_for
+from jobs.corpus import pack
 from jobs.exclusive import exclusive
 from jobs.progress import Board
 from jobs.training import next_runs, told
@@ -89,6 +89,6 @@ def test_a_tokenizer_with_more_ids_than_embeddings_have_rows_is_refused_before_a
     given = f"corpus.tokenizer={{kind: path, path: {tmp_path / 'bpe'}, vocab_size: %d}}"
     few = load_study("demo", [given % 299])
     with Board() as board, pytest.raises(UserError, match="has 300 ids") as refused:
-        packed_for(few, planned_runs(few), tmp_path, board)
+        pack(few, tmp_path, board)
     assert refused.value.remedy == "set corpus.tokenizer.vocab_size to 300 or more"
     assert not (tmp_path / "corpus").exists()

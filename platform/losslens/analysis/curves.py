@@ -149,6 +149,18 @@ def half_gain(best: float, error: float, chance: float) -> float | None:
     return None if best - chance <= max(2 * error, 1e-9) else (chance + best) / 2
 
 
+def crossing(loss: Floats, gain: Floats, below: Bools, level: float) -> tuple[float, float] | None:
+    """The loss at which checkpoints, in their order, leave `below` the level for good, on the line between two of them, and by how much
+    these differ in loss (0 where none is below); None where they never do."""
+    first = int(np.flatnonzero(below)[-1]) + 1 if below.any() else 0
+    if first >= len(loss):
+        return None
+    if first == 0:
+        return float(loss[0]), 0.0
+    (high, low), (before, after) = loss[first - 1 : first + 1], gain[first - 1 : first + 1]
+    return float(high + (level - before) / (after - before) * (low - high)), abs(float(high - low))
+
+
 def running_mean(values: Floats, half: int) -> Floats:
     """Mean of each value and `half` neighbours on either side, as many as there are."""
     window = np.ones(2 * half + 1)

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from losslens.analysis.curves import Bools, Curve, Floats, Key, half_gain, split
+from losslens.analysis.curves import Bools, Curve, Floats, Key, crossing, half_gain, split
 from losslens.analysis.dip import dip, p_value
 from losslens.analysis.thresholds import CLEAR, absent_up_to
 
@@ -206,7 +206,10 @@ def _spread(points: Curve, names: pa.ChunkedArray, groups: Sequence[Alike], star
         return None
     runs = tuple(run for one in alike for run in one.runs)
     own = [points.only(points.run == code[run]) for run in runs]
-    passes, apart = (np.asarray(column) for column in zip(*(_passes(one, level) for one in own), strict=True))
+    passes, apart = (
+        np.asarray(column)
+        for column in zip(*(crossing(one.loss, one.gain, one.gain <= level, level) or _NEVER for one in own), strict=True)
+    )
     known = np.isfinite(passes)
     if known.sum() < 2:
         return None
@@ -228,6 +231,7 @@ def _spread(points: Curve, names: pa.ChunkedArray, groups: Sequence[Alike], star
     )
 
 
+_NEVER = (np.nan, np.nan)
 _COLUMNS = (attrgetter("value"), attrgetter("gain"), attrgetter("noise"))
 
 
@@ -241,19 +245,6 @@ def _half_of_best(points: Curve) -> float | None:
         return None
     best = int(points.gain.argmax())
     return half_gain(float(points.gain[best]), float(points.noise[best]), chance=0.0)
-
-
-def _passes(own: Curve, level: float) -> tuple[float, float]:
-    """The loss at which a run's gain passes `level` to stay beyond it, on the line between two checkpoints, and by how much these
-    differ in loss; NaN where it never does."""
-    below = np.flatnonzero(own.gain <= level)
-    if not len(below):
-        return float(own.loss[0]), 0.0
-    last = int(below[-1])
-    if last == len(own.gain) - 1:
-        return np.nan, np.nan
-    (high, low), (before, after) = own.loss[last : last + 2], own.gain[last : last + 2]
-    return float(high + (level - before) / (after - before) * (low - high)), abs(float(high - low))
 
 
 def _between(loss: Floats, values: Floats, losses: Floats) -> Floats:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from losslens.analysis import onset
-from losslens.analysis.curves import Curve, Floats, Ints, split
+from losslens.analysis.curves import Curve, Floats, Ints, crossing, split
 from losslens.analysis.interval import weighted_etas
 from losslens.analysis.resampling import block_weights
 from losslens.analysis.thresholds import Finding, beginning, judge
@@ -218,12 +218,6 @@ def _of_size(one: Tuned, amount: Amount, size: str) -> Curve:
 def _stays_above(curve: Curve, level: float) -> float | None:
     """The highest loss from which on the gain is at least `level`, by a straight line between checkpoints; None when it never is."""
     order = np.argsort(-curve.loss)
-    loss, gain = curve.loss[order], curve.gain[order]
-    below = np.flatnonzero(gain < level)
-    first = int(below[-1]) + 1 if len(below) else 0
-    if first >= len(loss):
-        return None
-    if first == 0:
-        return float(loss[0])
-    share = (level - gain[first - 1]) / (gain[first] - gain[first - 1])
-    return float(loss[first - 1] + share * (loss[first] - loss[first - 1]))
+    gain = curve.gain[order]
+    found = crossing(curve.loss[order], gain, gain < level, level)
+    return found[0] if found else None

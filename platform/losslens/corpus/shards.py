@@ -8,7 +8,7 @@ import io
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -99,6 +99,11 @@ class RowFile:
         described = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": (self.rows, self._width)}
         np.lib.format.write_array_header_1_0(header, described)
         return header.getvalue()
+
+
+def joined_sha256(hashes: Sequence[str]) -> str:
+    """One hash for those of several files, such as a model's weights, in order of their names."""
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ MEANINGS: dict[str, str] = {
     "study": "name of the study",
     "run_id": "one size, budget and seed, trained once; ours end in a hash of what determines the weights",
     "checkpoint_id": "one set of weights",
-    "parent_checkpoint_id": "the checkpoint that a branch left",
+    "parent_checkpoint_id": "the checkpoint that a branch left or a tuning began with",
     "size": "name of the size within its family",
     "variant": "of a study with several: factor=level,factor=level",
     "seed": "of initialisation and order",

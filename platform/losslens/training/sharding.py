@@ -28,6 +28,7 @@ from losslens.specs import StudySpec
 from losslens.training.blocks import blocks
 from losslens.training.passes import Passes
 from losslens.training.shard_sums import ExactShards, PlainShards, ShardSums
+from losslens.training.sharded_state import Rows
 
 
 def spread(model: LanguageModel, planned: PlannedRun, spec: StudySpec, device: torch.device) -> Shards:
@@ -35,9 +36,8 @@ def spread(model: LanguageModel, planned: PlannedRun, spec: StudySpec, device: t
     world = dist.get_world_size()
     shares = [rank_slice(planned.global_batch, rank, world, planned.micro_batch or 1) for rank in range(world)]
     largest = max(last - first for first, last in shares)
-    hollow = any(parameter.is_meta for parameter in model.parameters())
     shards = Shards(model, device, precision=spec.training.precision, exact=planned.micro_batch is not None, largest=largest)
-    if hollow:
+    if shards.hollow:
         initialise(shards.owned, planned.shape, spec.family.initialisation, planned.seed, shards.part)
     return shards
 
@@ -65,7 +65,8 @@ class Shards:
             fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=everywhere, reshard_after_forward=True)
         for module in embedding:
             cast(FSDPModule, module).set_unshard_in_backward(False)  # its gradient needs the tokens only
-        if any(parameter.is_meta for parameter in model.parameters()):
+        self.hollow = any(parameter.is_meta for parameter in model.parameters())  # rows have no values yet
+        if self.hollow:
             self.entry._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)  # type: ignore[no-untyped-call]
         for _, gain in roles(model)["gain"]:  # the rest is on the device by now, a group at a time
             gain.data = gain.data.to(device)
@@ -75,8 +76,8 @@ class Shards:
 
     def part(self, parameter: Tensor) -> tuple[int, int]:
         """The number of the first row that this rank has of one of `owned`'s parameters, and how many rows the whole has."""
-        rows = self.owned.whole(parameter)[0]
-        return min(self.rank * -(-rows // self.world), rows) if self.owned.spreads(parameter) else 0, rows
+        whole = self.owned.whole(parameter)
+        return Rows(whole, 0).of(self.rank, self.world).start if self.owned.spreads(parameter) else 0, whole[0]
 
     @cached_property
     def host(self) -> DeviceMesh:
