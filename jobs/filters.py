@@ -35,10 +35,10 @@ class Filters:
         from losslens.errors import UserError
 
         points = stored.curve(**self.columns())
-        if not points.num_rows:
-            raise UserError(f"{stored.root} holds no checkpoint with both a loss and a score.", "Run or evaluate a study into it first.")
         if self.loss_dataset is None and self.loss_axis in (None, "best"):
             points = _without_parents(points)
+        if not points.num_rows:
+            raise UserError(f"{stored.root} holds no checkpoint with both a loss and a score.", "Run or evaluate a study into it first.")
         if self.loss_axis is None:
             return points
         return on_best_axis(points) if self.loss_axis == "best" else on_axis(points, self.loss_axis)
@@ -52,7 +52,9 @@ class Filters:
 def _without_parents(points: pa.Table) -> pa.Table:
     import pyarrow.compute as pc
 
-    return points.filter(pc.invert(pc.starts_with(pc.cast(points["loss_dataset"], "string"), "parent/")))
+    from losslens.families import PARENT
+
+    return points.filter(pc.invert(pc.starts_with(pc.cast(points["loss_dataset"], "string"), f"{PARENT}/")))
 
 
 EVERYTHING = Filters()

@@ -11,13 +11,12 @@ from eval_service.checkpoints import read_card
 from eval_service.targets import Found, identify, is_study
 from losslens.corpus.shards import sha256
 from losslens.errors import UserError
-from losslens.families import Origin, PlannedRun, Shape, planned_runs
+from losslens.families import PARENT, Origin, PlannedRun, Shape, planned_runs
 from losslens.families.plan import short
 from losslens.families.tuned import Parent
 from losslens.results import Results
 from losslens.specs import StudySpec
 from losslens.training.checkpoint import RECORD
-from losslens.training.origins import PARENT
 
 _FROM = "give a checkpoint, the directory of a run's checkpoints, a study's results or a Hugging Face model directory"
 _LOSS = ("dataset", "unit", "value", "stderr", "tokens", "bytes")

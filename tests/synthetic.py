@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from losslens.results import Results
 from losslens.results.tables import TABLES
 from losslens.tasks.builder import CHOICE_METRICS, OPEN_METRICS, choice_item, gold_item
 from losslens.tasks.metrics import score_items
@@ -121,6 +122,32 @@ def write_study(
         parts.rows["thresholds"] = [_threshold(name, task, checkpoints) for task in tasks]
     parts.write(root, name)
     return Study(root, name, tuple(SIZES), tasks, checkpoints * len(SIZES) * seeds)
+
+
+def write_tuned(root: Path, study: Study, amounts: tuple[int, ...] = (0, 8_192, 65_536), moved: float = 0.3) -> None:
+    """Write the study's trained checkpoints tuned on `amounts` tokens, a run of `<study>-tuned` each; the largest amount moves the
+    emergent tasks' thresholds `moved` nats/token up."""
+    rng = np.random.default_rng(0)
+    parts = _Parts()
+    parents = Results(root).query(
+        "SELECT checkpoint_id, size, params, value FROM runs JOIN checkpoints USING (run_id) JOIN losses USING (checkpoint_id) "
+        "WHERE study = ? AND step > 0 AND dataset = 'heldout' AND unit = 'nats/token' ORDER BY ALL",
+        (study.name,),
+    )
+    for number, parent in enumerate(parents.to_pylist()):
+        run = _run(f"{study.name}-tuned", f"{study.name}-tuned-{number}", parent["size"], parent["params"], max(amounts), 0)
+        parts.rows["runs"].append(run | {"parent_checkpoint_id": parent["checkpoint_id"]})
+        for tokens in amounts:
+            checkpoint = f"{run['run_id']}/step-{tokens // 1024:08d}"
+            parts.rows["checkpoints"].append(
+                {"checkpoint_id": checkpoint, "run_id": run["run_id"], "step": tokens // 1024, "tokens": tokens}
+            )
+            before = {"checkpoint_id": checkpoint, "dataset": "parent/heldout", "unit": "nats/token", "value": parent["value"]}
+            parts.rows["losses"] += [before, *_losses(rng, checkpoint, parent["value"] - 0.1 * tokens / max(amounts))]
+            for task in study.planted:
+                own = _elsewhere(task, moved * tokens / max(amounts))
+                parts.rows["scores"] += _scores(rng, checkpoint, own, float(ability(own, np.array([parent["value"]]), parent["params"])[0]))
+    parts.write(root, f"{study.name}-tuned")
 
 
 def _elsewhere(task: Planted, by: float) -> Planted:

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from losslens.report import write_report
 from losslens.results import Results
 from tests.browser import browsing, needs_browser, opened, values
-from tests.synthetic import TASKS, write_study
+from tests.synthetic import TASKS, write_study, write_tuned
 from tests.unit.test_report_seeds import COMPARED
 
 LOSSES = 4  # datasets measured in one unit
@@ -197,6 +197,29 @@ def test_seeds_stand_beside_each_other(chromium: Browser, tmp_path: Path) -> Non
         page.locator("[data-choose=by]").select_option(label="seed")
         expect(page.locator(".legend button")).to_have_count(4)
         expect(success.locator("g")).to_have_count(4)
+
+
+def test_tuned_checkpoints_stand_at_the_loss_of_their_parents(chromium: Browser, tmp_path: Path) -> None:
+    write_tuned(tmp_path, write_study(tmp_path, checkpoints=8, tasks=TASKS[:2]))
+    with opened(chromium, written(tmp_path)) as page:
+        expect(page.locator("#study-1")).to_have_attribute("data-drawn", "true")
+        assert page.locator("#study-0 .tuned").count() == 0
+        tuned = page.locator("#study-1 .tuned")
+        assert tuned.locator(".key span").all_text_contents() == ["untuned", "8.19k", "65.5k"]
+        expect(tuned.locator("figure svg")).to_have_count(2)
+        first = tuned.locator("figure svg").first
+        expect(first.locator("g")).to_have_count(3 * 4)
+        assert first.locator("text.label").all_text_contents() == [
+            "parent's held-out loss, nats/token (reversed)",
+            "skill_copy: exact_match",
+        ]
+        first.focus()
+        page.keyboard.press("ArrowRight")
+        said = page.locator("#tip").inner_text()
+        assert re.search(r"^d48 synthetic-tuned-\d+\nexact_match 0\.\d{3} ± 0\.\d{3} on 200 items\n", said)
+        assert re.search(r"\nparent's held-out loss, nats/token: \d\.\d{3}\nstep 0 · 0 tokens", said)
+        page.locator("#study-1 .legend").get_by_role("button", name="d48").click()
+        expect(first.locator("g")).to_have_count(3 * 3)
 
 
 def test_a_thousand_checkpoints_open(chromium: Browser, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from losslens.report.seeds import luck, probability
 from losslens.report.study import Curve, Panel, Study
 from losslens.report.words import comparisons
 from losslens.results import Results
-from tests.synthetic import ANSWERED, NOW, TASKS, write_study
+from tests.synthetic import ANSWERED, NOW, TASKS, write_study, write_tuned
 
 COMPARED: dict[str, Any] = {
     "study": "synthetic", "task": "skill_copy", "format": "open", "shots": 0, "metric": "exact_match", "loss_dataset": "heldout",
@@ -126,6 +126,22 @@ def test_metrics_of_stored_answers_are_shown_once_they_are_judged(tmp_path: Path
     curves = {curve.metric: curve for curve in gather(results)[0].panels[0].curves}
     assert list(curves) == ["bits_per_byte", "exact_match", "token_prob"]
     assert curves["token_prob"].n == (80, 80)
+
+
+def test_a_tuned_study_is_shown_at_the_loss_of_the_parents(tmp_path: Path) -> None:
+    write_tuned(tmp_path, write_study(tmp_path, checkpoints=5, tasks=TASKS[:2]))
+    plain_study, tuned = gather(Results(tmp_path))
+    assert (plain_study.name, plain_study.parents, plain_study.amounts, plain(plain_study)["tuning"]) == ("synthetic", None, [], None)
+    assert tuned.parents is not None and tuned.parents.label == "parent's held-out loss, nats/token"
+    assert tuned.axis is not None and tuned.axis.dataset == "heldout", "the loss after tuning is still the one of the other figures"
+    assert not [axis for axis in tuned.axes if axis.of_parent]
+    drawn = plain(tuned)["tuning"]
+    assert drawn["amounts"] == tuned.amounts == [0, 8_192, 65_536]
+    known = plain_study.axes[[axis.dataset for axis in plain_study.axes].index("heldout")].values
+    assert set(tuned.parents.values) < set(known), "the losses of the trained parents, whichever amount follows"
+    assert len(drawn["values"]) == len(tuned.checkpoints) == 3 * 4 * 4
+    page = write_report(Results(tmp_path), tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("What tuning moves") == 1 and "losslens tuning --study synthetic-tuned" in page
 
 
 def test_what_tells_runs_apart(tmp_path: Path) -> None:

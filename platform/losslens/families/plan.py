@@ -31,6 +31,9 @@ class Branch:
         return f"{self.parent}/step-{self.step:08d}"
 
 
+PARENT = "parent"  # `parent/heldout`: the loss of the checkpoint that a run was tuned from
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """The checkpoint whose weights a run begins with, at step 0: `path` is its Hugging Face directory, `weights_sha256` that of its

@@ -80,7 +80,11 @@ def gather(results: Results, *, task: str | None = None, crossings: bool = True)
         mine = {key: tuple(row for row in rows if (row["study"] or "unnamed") == name) for key, rows in described.items()}
         study = replace(study, thresholds=mine["thresholds"], agreement=mine["agreement"])
         analysed = {(row["loss_dataset"], row["loss_unit"]) for row in study.thresholds}
-        study = replace(study, axis=headline_axis(study.axes, analysed, len({(r["tokenizer"], r["vocab_size"]) for r in study.runs})))
+        tokenizers = len({(run["tokenizer"], run["vocab_size"]) for run in study.runs})
+        own, parents = ([axis for axis in study.axes if axis.of_parent == before] for before in (False, True))
+        study = replace(
+            study, axes=tuple(own), axis=headline_axis(own, analysed, tokenizers), parents=headline_axis(parents, set(), tokenizers)
+        )
         study = _described(study, mine["engines"], (row for row in compared if name in _studies(row)))
         studies.append(with_seeds(results, with_crossings(results, study)) if crossings else study)
     return studies

@@ -56,7 +56,7 @@ def render(studies: Sequence[Study], notes: Sequence[str], made: datetime) -> st
     return page(
         "report.html",
         scripts=("page.js",),
-        colours=max((len(group.names) for study in studies for group in study.groups), default=0),
+        colours=max((max(len(study.amounts), *(len(group.names) for group in study.groups)) for study in studies), default=0),
         studies=[_view(study) for study in studies],
         notes=notes,
         made=made.strftime("%Y-%m-%d %H:%M UTC"),

@@ -10,7 +10,7 @@ import numpy as np
 
 from losslens.analysis.curves import Floats
 from losslens.analysis.seeds import Spread, at_each_loss
-from losslens.report.study import Curve, Panel, Study
+from losslens.report.study import Curve, LossAxis, Panel, Study
 from losslens.report.words import conditions, count, title, verdict
 
 _DIGITS = 5  # significant: far below any standard error
@@ -39,8 +39,13 @@ def plain(study: Study) -> dict[str, Any]:
         "flops": _rounded(checkpoint.flops for checkpoint in study.checkpoints),
         "axes": [{"label": axis.label, "unit": axis.unit, "values": _rounded(axis.values)} for axis in study.axes],
         "axis": next((index for index, axis in enumerate(study.axes) if axis is study.axis), 0),
+        "tuning": None if study.parents is None else _tuning(study.parents, study.amounts),
         "panels": [_panel(study, panel) for panel in study.panels],
     }
+
+
+def _tuning(parents: LossAxis, amounts: list[int]) -> dict[str, Any]:
+    return {"label": parents.label, "values": _rounded(parents.values), "amounts": amounts}
 
 
 def _panel(study: Study, panel: Panel) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from losslens.analysis.seeds import Spread
+from losslens.families import PARENT
 
 Row = Mapping[str, Any]
 Column = Sequence[float | None]
@@ -52,6 +53,11 @@ class LossAxis:
     def label(self) -> str:
         """`held-out loss, nats/token`: the words a reader meets everywhere."""
         return f"{loss_name(self.dataset)}, {self.unit.replace('_', ' ')}"
+
+    @property
+    def of_parent(self) -> bool:
+        """Whether it is what a tuned run began with, and not what its checkpoints have."""
+        return self.dataset.startswith(f"{PARENT}/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +127,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """Everything the page says about one study."""
+    """Everything the page says about one study. `parents` is the loss that each checkpoint's run began with, if runs were tuned."""
 
     name: str
     sizes: tuple[Size, ...]
@@ -132,6 +138,7 @@ class Study:
     panels: tuple[Panel, ...]
     thresholds: tuple[Row, ...]
     agreement: tuple[Row, ...] = field(default=())
+    parents: LossAxis | None = None
 
     def threshold(self, panel: Panel, curve: Curve, axis: LossAxis | None) -> Row | None:
         """The stored threshold of one metric of a panel on one loss axis."""
@@ -140,6 +147,11 @@ class Study:
             if same_axis and panel.owns(row) and row["metric"] == curve.metric:
                 return row
         return None
+
+    @property
+    def amounts(self) -> list[int]:
+        """The tokens that checkpoints of a tuned study were tuned on, ascending; none in other studies."""
+        return sorted({one.tokens for one in self.checkpoints if one.tokens is not None}) if self.parents else []
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -168,6 +180,8 @@ def _group(runs: Sequence[Row], by: str) -> Group | None:
 def loss_name(dataset: str) -> str:
     """A loss dataset of the results as words."""
     head, _, source = dataset.partition("/")
+    if head == PARENT:
+        return f"parent's {loss_name(source)}"
     if head == "heldout":
         return f"held-out loss on {source}" if source else "held-out loss"
     return "training loss" if dataset == "train" else f"loss on {dataset}"

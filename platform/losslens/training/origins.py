@@ -5,13 +5,12 @@ They are read at step 0 only. From then on the run goes on from states of its ow
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from losslens.corpus.shards import sha256
+from losslens.corpus.shards import joined_sha256, sha256
 from losslens.errors import DataMismatch, UserError
-from losslens.families import Origin, PlannedRun
+from losslens.families import PARENT, Origin, PlannedRun
 from losslens.training import checkpoint as checkpoints
 from losslens.training.checkpoint import Loss
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from losslens.training.loop import Trainer  # a driver asks here what is ready, and does without torch
-
-PARENT = "parent"  # `parent/heldout`: the loss of the checkpoint that a run was tuned from
 
 
 def require_origin(results: Path, run: PlannedRun) -> None:
@@ -42,9 +39,7 @@ def prove(origin: Origin) -> None:
     files = sorted(Path(origin.path).glob("model*.safetensors"))
     if not files:
         raise UserError(f"the checkpoint {origin.checkpoint_id} is no longer in {origin.path}", "bring it back, or tune another one")
-    hashes = [sha256(file) for file in files]
-    found = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    if found != origin.weights_sha256:
+    if joined_sha256([sha256(file) for file in files]) != origin.weights_sha256:
         raise DataMismatch(
             f"the weights in {origin.path} are not those of the checkpoint {origin.checkpoint_id}",
             "no run begins with them: restore the files, or tune another checkpoint",

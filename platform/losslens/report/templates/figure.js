@@ -111,6 +111,28 @@ function lossChart(study, state, axis, width, height) {
   });
 }
 
+// Scores after tuning at the loss that the parents had before it: a line joins one amount over the parents of one size.
+function tunedChart(study, state, panel, width, height) {
+  const { label, values, amounts } = study.tuning;
+  const curve = panel.curves[panel.default];
+  const lines = new Map();
+  curve.values.forEach((value, i) => {
+    const run = study.run[i], slot = amounts.indexOf(study.tokens[i]);
+    if (value == null || values[i] == null || slot < 0 || state.hidden.has(slotOf(study, state, run))) return;
+    const key = `${slot} ${study.runs[run].size}`;
+    if (!lines.has(key)) lines.set(key, { slot, points: [] });
+    lines.get(key).points.push({ x: values[i], y: value, e: curve.stderr[i], i });
+  });
+  const runs = [...lines.values()].sort((a, b) => a.slot - b.slot);
+  for (const { points } of runs) points.sort((a, b) => b.x - a.x);
+  const found = extent(runs.flatMap(({ points }) => points.map((p) => p.x)));
+  const [low, high] = padded(Number.isFinite(found[0]) ? found : [0, 1], 0.03);
+  const x = { low, high, reversed: true, label: `${label} (reversed)`, ...roundTicks(low, high, width / 60) };
+  const y = { ...valueAxis(curve), label: `${panel.title}: ${curve.metric}` };
+  const title = `${panel.title}: ${curve.metric} after tuning against the loss before. Arrow keys step through the checkpoints.`;
+  return drawChart({ width, height, x, y, runs, chance: curve.chance, radius: markRadius(runs, width), title });
+}
+
 function seedAxis(study, losses) {
   const margin = ((losses[0] - losses.at(-1)) / Math.max(losses.length - 1, 1)) * 0.6;
   return { low: losses.at(-1) - margin, high: losses[0] + margin, reversed: true, label: `${study.axes[study.axis].label} (reversed)`, ticks: losses, format: (t) => fixed(t, 2) };

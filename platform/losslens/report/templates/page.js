@@ -67,6 +67,15 @@ function drawMetrics(study, state, section) {
     (i) => describe(study, state, i, [scoreLine(curve, i), `${study.axes[state.axis].label}: ${fixed(study.axes[state.axis].values[i])}`])));
 }
 
+function drawTuned(study, state, section) {
+  const { label, values, amounts } = study.tuning;
+  section.querySelector(".key").innerHTML = amounts.map((amount, slot) => `<span class="s${slot}">${markOf(slot)}${amount ? countText(amount) : "untuned"}</span>`).join("");
+  const grid = section.querySelector(".charts");
+  if (!grid.childElementCount) grid.innerHTML = study.panels.map(() => "<figure></figure>").join("");
+  study.panels.forEach((panel, k) => put(grid.children[k], (width, height) => tunedChart(study, state, panel, width, height),
+    (i) => describe(study, state, i, [scoreLine(panel.curves[panel.default], i), `${label}: ${fixed(values[i])}`])));
+}
+
 function drawSeeds(study, state, figure) {
   const panel = study.panels[+figure.dataset.seeds];
   const { losses, runs } = panel.seeds;
@@ -88,12 +97,13 @@ function drawSuccess(study, state, figure) {
   });
 }
 
+const markOf = (slot) => `<svg viewBox="-7 -7 14 14" aria-hidden="true"><path class="mark" d="${marker(slot, 0, 0, 4.5)}"/></svg>`;
+
 function fillLegend(study, state, legend, drawAll) {
   const { names } = study.groups[state.by];
   legend.innerHTML = names.map((name, slot) => {
     const note = state.by ? "" : ` <small>${study.sizes[slot].params}</small>`;
-    const mark = `<svg viewBox="-7 -7 14 14" aria-hidden="true"><path class="mark" d="${marker(slot, 0, 0, 4.5)}"/></svg>`;
-    return `<button type="button" class="s${slot}" data-group="${slot}" aria-pressed="${!state.hidden.has(slot)}">${mark}${escapeText(name)}${note}</button>`;
+    return `<button type="button" class="s${slot}" data-group="${slot}" aria-pressed="${!state.hidden.has(slot)}">${markOf(slot)}${escapeText(name)}${note}</button>`;
   }).join("");
   for (const button of legend.children) {
     button.addEventListener("click", () => {
@@ -120,6 +130,7 @@ function blocksOf(section, study, state) {
   const found = [];
   const add = (element, draw) => { if (element) found.push({ element, draw: () => draw(study, state, element), stale: true, near: false }); };
   for (const article of section.querySelectorAll(".panel")) add(article, drawPanel);
+  add(section.querySelector(".tuned"), drawTuned);
   for (const figure of section.querySelectorAll("[data-seeds]")) add(figure, drawSeeds);
   for (const figure of section.querySelectorAll("[data-success]")) add(figure, drawSuccess);
   add(section.querySelector(".metrics"), drawMetrics);
