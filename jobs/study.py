@@ -178,9 +178,9 @@ def _second_engine(spec: StudySpec) -> CrossCheckSpec | None:
 
 def complete(spec: StudySpec, results: Path, runs: Sequence[PlannedRun]) -> bool:
     """Whether every run is trained and every checkpoint scored, so that no cluster is needed."""
+    wanted = versions(questions_of(spec).build())  # first of all: a misspelt task or missing data must not wait for a packed corpus
     if not all(finished(results, run) for run in runs):
         return False
-    wanted = versions(questions_of(spec).build())
     checkpoints = [c for d in checkpoint_directories(results, runs) if (c := own_checkpoint(d))]
     if pending(checkpoints, already_scored(results, spec.evaluation.engine), wanted):
         return False

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jobs.corpus import pack
 from jobs.exclusive import exclusive
 from jobs.progress import Board
+from jobs.study import run_study
 from jobs.training import next_runs, told
 from losslens.corpus.tokenizer import make
 from losslens.errors import EnvironmentFailure, UserError
@@ -20,6 +21,13 @@ from losslens.families import planned_runs
 from losslens.specs import TokenizerSpec, load_study
 
 RUNS = planned_runs(load_study("demo"))
+
+
+@pytest.mark.parametrize("wrong", ["skill_coppy", "hellaswag"])
+def test_tasks_are_looked_at_before_a_corpus_is_packed(tmp_path: Path, wrong: str) -> None:
+    with pytest.raises(UserError, match=f"task `{wrong}`"):
+        run_study(load_study("demo", [f"evaluation.tasks=[skill_copy, {wrong}]"]), tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir() if entry.is_dir()] == ["studies"]
 
 
 @given(st.integers(0, 4), st.integers(1, 6), st.integers(1, 3))

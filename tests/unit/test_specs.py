@@ -79,6 +79,7 @@ WRONG_VALUES = [
     ("training.optimizer.lr=.inf", "training.optimizer.lr: expected `float` <=", "correct that value"),
     ("training.compile=maybe", "training.compile: 'maybe' is not one of its values", "choose from true, false, auto"),
     ("training.optimizer.name=adam", "training.optimizer.name: 'adam' is not one of its values", "choose from adamw, muon"),
+    ("evaluation.tasks=[copy: open]", "evaluation.tasks[0]: expected `str`, got `object`", "`a: b` is a mapping: leave out the space"),
     ("family.sizes.d64.name=64", "family.sizes[0].name: expected `str`, got `int`", "put that value in quotes"),
     ("seed=-1", "seed: expected `int` >= 0", "correct that value"),
     ("family=null", "family: expected `object`, got `null`", "correct that value"),

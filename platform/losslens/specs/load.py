@@ -166,6 +166,8 @@ def _explain(message: str) -> UserError:
     if match := _CHOICE.match(sentence):
         return UserError(f"{path}: {match[1]!r} is not one of its values", f"choose from {', '.join(_choices_at(path))}")
     remedy = "put that value in quotes" if _UNQUOTED.match(sentence) else "correct that value"
+    if sentence.startswith("Expected `str`, got `object`"):
+        remedy = "`a: b` is a mapping: leave out the space, or put it in quotes"
     return UserError(f"{path or 'the study'}: {sentence[0].lower()}{sentence[1:]}", remedy)
 
 
