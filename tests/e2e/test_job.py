@@ -1,4 +1,4 @@
-"""`ray job submit -- python jobs/study.py` on a plain `ray start --head`: no slots, token authentication."""
+"""`ray job submit -- python jobs/study.py`, then `jobs/finetune.py`, on a plain `ray start --head`: no slots, token authentication."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ SMALL = {
     "evaluation.limit": "20",
     "evaluation.cross_check": "null",
     "training.checkpoints.count": "2",
+    "tuning.training.tokens": "20k",
+    "tuning.training.checkpoints": "{count: 1}",
 }
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(500)
 
 
 @pytest.fixture
@@ -62,15 +64,16 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 class Submitter:
-    """`ray job submit` with the study and the settings of this test, as often as wanted."""
+    """`ray job submit` of a job with the study and the settings of this test, as often as wanted."""
 
     def __init__(self, head: dict[str, str], results: Path) -> None:
         settings = [argument for key, value in SMALL.items() for argument in ("--set", f"{key}={value}")]
-        self.entry = ["python", "jobs/study.py", "demo", "--results", str(results), *settings]
+        self.arguments = ["demo", "--results", str(results), *settings]
         self.environment = head | {"RAY_ADDRESS": head["RAY_API_SERVER_ADDRESS"]}
 
-    def submit(self, *options: str) -> subprocess.CompletedProcess[str]:
-        command = [RAY, "job", "submit", "--working-dir", ".", *options, "--", *self.entry]
+    def submit(self, file: str, *arguments: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
+        options = () if wait else ("--no-wait",)
+        command = [RAY, "job", "submit", "--working-dir", ".", *options, "--", "python", file, *self.arguments, *arguments]
         for _ in range(60):  # the dashboard comes up before the agent that starts jobs
             ended = subprocess.run(command, cwd=REPO, env=self.environment, capture_output=True, text=True, timeout=300, check=False)
             if "Failed to connect" not in ended.stderr and "No available agent" not in ended.stderr:
@@ -85,10 +88,10 @@ def drivers(results: Path) -> list[psutil.Process]:
     return [process for process in every if "submit" not in process.info["cmdline"]]
 
 
-def test_a_submitted_study_whose_driver_was_killed_resumes_when_it_is_submitted_again(head: dict[str, str], tmp_path: Path) -> None:
+def test_a_submitted_study_whose_driver_was_killed_resumes_and_is_tuned_by_another_job(head: dict[str, str], tmp_path: Path) -> None:
     results = tmp_path / "results"
     job = Submitter(head, results)
-    first = job.submit("--no-wait")
+    first = job.submit("jobs/study.py", wait=False)
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     wait_for(lambda: list(results.glob("checkpoints/*/state/step-*/losslens.json")), 200, "a saved state")
     for process in drivers(results):
@@ -96,7 +99,7 @@ def test_a_submitted_study_whose_driver_was_killed_resumes_when_it_is_submitted_
     begun = len(list(results.glob("checkpoints/*/step-*/losslens.json")))
     assert begun < 3, "the study is too short to be killed: lengthen it"
 
-    ended = job.submit()
+    ended = job.submit("jobs/study.py")
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     assert "succeeded" in ended.stdout
     assert str(results / "report.html") in ended.stdout
@@ -104,3 +107,15 @@ def test_a_submitted_study_whose_driver_was_killed_resumes_when_it_is_submitted_
     assert found["n"] == 3
     (attempts,) = results.glob("checkpoints/*/attempts")
     assert attempts.read_text() == "2"
+
+    tuned = job.submit("jobs/finetune.py", "--from", str(results))
+    assert tuned.returncode == 0, tuned.stdout[-3000:] + tuned.stderr[-3000:]
+    (found,) = (
+        Results(results)
+        .query(
+            "SELECT count(DISTINCT run_id) AS runs, count(DISTINCT checkpoint_id) AS checkpoints FROM runs JOIN checkpoints USING (run_id) "
+            "JOIN scores USING (checkpoint_id) WHERE study = 'demo-tuned'"
+        )
+        .to_pylist()
+    )
+    assert found == {"runs": 2, "checkpoints": 4}

@@ -241,8 +241,10 @@ def test_half_written_and_damaged_checkpoints_are_not_resumed_from(
     assert resumable(tmp_path, planned) == [10]
     assert "does not match its hash" in caplog.text
     assert "step-00000020" in caplog.text
+    write(tmp_path, planned, 15)
+    assert resumable(tmp_path, planned) == [15, 10], "a damaged state is none of the two that are kept"
     write(tmp_path, planned, 20)  # the resumed run comes to that step again
-    assert resumable(tmp_path, planned) == [20, 10]
+    assert resumable(tmp_path, planned) == [20, 15]
     write(tmp_path, planned, 40)
     assert resumable(tmp_path, planned) == [40, 20]
 

@@ -155,7 +155,8 @@ def write_state_with(results: Path, run: PlannedRun, step: int, fill: Callable[[
         hashes: dict[str, str] = {}
         with _appearing(final, {"step": step, "samples": step * run.global_batch}, hashes) as directory:
             hashes.update(fill(directory))
-    for old in state_directories(results, run.run_id)[STATES_KEPT:]:
+    sound = [path for path in state_directories(results, run.run_id) if step_of(path) <= step]  # later ones were skipped as damaged
+    for old in sound[STATES_KEPT:]:
         if step_of(old) in run.kept_states:
             continue
         (old / RECORD).unlink(missing_ok=True)  # first: without it the state no longer counts
