@@ -114,6 +114,25 @@ def test_bits_per_byte_has_no_chance_to_emerge_from() -> None:
     assert only(table)["verdict"] == "gradual"
 
 
+def answered_alike(slope: float, seed: int) -> pa.Table:
+    """Bits a byte of three runs, .18 apart from item to item, but only .02 from checkpoint to checkpoint."""
+    rng = np.random.default_rng(seed)
+    losses = np.linspace(6.0, 4.5, 10)
+    rows = [
+        {"run_id": run, "step": k + 1, "loss": loss, "value": 4.5 + slope * (loss - 4.5) + rng.normal(0, 0.02), "stderr": 0.18}
+        for run in "abc"
+        for k, loss in enumerate((losses - rng.uniform(0, 0.1)).tolist())
+    ]
+    return curve_table(rows, n=200, chance=8.0, metric="bits_per_byte", higher_is_better=False)
+
+
+def test_items_that_are_hard_for_every_checkpoint_hide_no_trend() -> None:
+    assert [only(answered_alike(0.2, seed))["verdict"] for seed in range(5)] == ["gradual"] * 5
+    assert [only(answered_alike(-0.2, seed))["verdict"] for seed in range(5)] == ["inverse"] * 5
+    flat = [only(answered_alike(0.0, seed))["verdict"] for seed in range(30)]
+    assert flat.count("no_trend") >= 29
+
+
 def test_an_untrained_checkpoint_does_not_make_a_stretch_at_chance() -> None:
     trained = np.linspace(0.3, 0.9, 20)
     rows = [{"run_id": "r", "step": k, "loss": 12.0 - k * 1e-3, "value": 0.25} for k in [0] * 8]

@@ -85,7 +85,7 @@ def judge(points: Curve, *, bootstrap: int = 200, seed: int = 0) -> Finding:
     if len(np.unique(curve.loss)) < MIN_CHECKPOINTS:
         return Finding("too_few")
     if not curve.has_chance:
-        return Finding(_trend_of(curve))
+        return Finding(_trend_of(replace(curve, noise=curve.noise * _own_share(curve))))
     curve = replace(curve, noise=smoothed_noise(curve))
     reached = _final_gain(curve)
     bound = _bound(reached)
@@ -160,6 +160,22 @@ def _level_above(curve: Curve, eta: float) -> float:
     """Mean gain of the checkpoints above eta, 0 where there are none."""
     above = curve.gain[curve.loss >= eta]
     return float(above.mean()) if len(above) else 0.0
+
+
+def _own_share(curve: Curve) -> float:
+    """How much of the items' standard errors belongs to a checkpoint itself, at most 1. Where every checkpoint answers the same items, what
+    makes these hard is common to all and says nothing against a trend: a checkpoint's own noise is its scatter about the line between its
+    neighbours in loss within its run."""
+    order = np.lexsort((-curve.loss, curve.run))
+    loss, gain, run = curve.loss[order], curve.gain[order], curve.run[order]
+    inner = (run[2:] == run[:-2]) & (loss[2:] < loss[:-2])
+    if inner.sum() < MIN_CHECKPOINTS // 2:
+        return 1.0
+    before, at, after = loss[:-2][inner], loss[1:-1][inner], loss[2:][inner]
+    share = (before - at) / (before - after)
+    off = gain[1:-1][inner] - (1 - share) * gain[:-2][inner] - share * gain[2:][inner]
+    scatter = float(np.mean(off**2 / (1 + (1 - share) ** 2 + share**2))) ** 0.5
+    return float(np.clip(scatter / np.median(curve.noise), 0.01, 1.0))
 
 
 def _without_rise(curve: Curve) -> Verdict:
