@@ -54,7 +54,7 @@ def _without_parents(points: pa.Table) -> pa.Table:
 
     from losslens.families import PARENT
 
-    return points.filter(pc.invert(pc.starts_with(pc.cast(points["loss_dataset"], "string"), f"{PARENT}/")))
+    return points.filter(pc.invert(pc.starts_with(pc.cast(points["loss_dataset"], "string"), PARENT)))
 
 
 EVERYTHING = Filters()

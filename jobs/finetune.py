@@ -24,7 +24,7 @@ from jobs.training import Training
 from losslens.cluster.connect import connected
 from losslens.cluster.slots import Slots
 from losslens.errors import UserError
-from losslens.families import PlannedRun
+from losslens.families import PARENT, PlannedRun
 from losslens.families.tuned import tuned_run, tuned_study
 from losslens.results import Results
 from losslens.specs import StudySpec, fingerprint, variants
@@ -34,7 +34,7 @@ _TUNED = """
 SELECT r.run_id AS run, r.size, r.parent_checkpoint_id AS parent, any_value(l.value) AS parent_loss, max(c.tokens) AS tokens,
        count(DISTINCT c.checkpoint_id) AS checkpoints, count(DISTINCT s.checkpoint_id) AS scored
 FROM runs r JOIN checkpoints c USING (run_id) LEFT JOIN scores s USING (checkpoint_id)
-     LEFT JOIN losses l ON l.checkpoint_id = c.checkpoint_id AND l.dataset = 'parent/heldout' AND l.unit = 'nats/token'
+     LEFT JOIN losses l ON l.checkpoint_id = c.checkpoint_id AND l.dataset = $2 AND l.unit = 'nats/token'
 WHERE list_contains($1, r.run_id)
 GROUP BY ALL ORDER BY r.size, parent_loss DESC, r.run_id
 """
@@ -76,7 +76,7 @@ def finetune(spec: StudySpec, targets: Sequence[str], results: Path) -> list[dic
     if failed:
         raise failed[0]
     run_ids = [run.run_id for group in groups for run in group.runs]
-    rows: list[dict[str, Any]] = Results(results).query(_TUNED, [run_ids]).to_pylist()
+    rows: list[dict[str, Any]] = Results(results).query(_TUNED, [run_ids, f"{PARENT}heldout"]).to_pylist()
     return rows
 
 

@@ -109,7 +109,7 @@ def _losses(found: Found, directory: Path, stored: Sequence[dict[str, Any]]) -> 
     known: dict[tuple[str, str], dict[str, Any]] = {}
     for row in (*stored, *found.losses, *card.get("losses", ())):
         known[row["dataset"], row["unit"]] = {name: row.get(name) for name in _LOSS}
-    yield from (row for (dataset, _), row in sorted(known.items()) if not dataset.startswith(f"{PARENT}/"))
+    yield from (row for (dataset, _), row in sorted(known.items()) if not dataset.startswith(PARENT))
 
 
 def _stored(checkpoint_ids: list[str], results: Path) -> dict[str, list[dict[str, Any]]]:

@@ -12,6 +12,7 @@ from jobs.filters import EVERYTHING, Filters
 from losslens.analysis import tuning
 from losslens.analysis.emergence import forecasts
 from losslens.errors import UserError
+from losslens.families import PARENT
 from losslens.results import Results
 
 About = Literal["amounts", "forecast", "sizes"]
@@ -22,6 +23,7 @@ SELECT r.run_id, r.corpus, r.parent_checkpoint_id AS parent, coalesce(c.run_id, 
 FROM runs r LEFT JOIN checkpoints c ON c.checkpoint_id = r.parent_checkpoint_id
 WHERE r.parent_checkpoint_id IS NOT NULL
 """
+_OF_PARENTS = "SELECT DISTINCT dataset FROM losses WHERE starts_with(dataset, $1) ORDER BY ALL"
 
 
 def tuned(results: Path, filters: Filters = EVERYTHING) -> list[tuning.Tuned]:
@@ -31,12 +33,12 @@ def tuned(results: Path, filters: Filters = EVERYTHING) -> list[tuning.Tuned]:
         UserError: no results there, nothing was tuned, or a filter that matches nothing.
     """
     stored = Results(results)
-    datasets = stored.query("SELECT DISTINCT dataset FROM losses WHERE starts_with(dataset, 'parent/') ORDER BY ALL").column(0).to_pylist()
+    datasets = stored.query(_OF_PARENTS, [PARENT]).column(0).to_pylist()
     if not datasets:
         raise UserError(f"{results} holds no tuned checkpoint whose parent's loss is known", "tune some: see docs/FINETUNE.md")
     wanted = filters
     if filters.loss_dataset is None and filters.loss_axis is None:
-        wanted = replace(filters, loss_axis="parent/heldout:nats/token")
+        wanted = replace(filters, loss_axis=f"{PARENT}heldout:nats/token")
     found = tuning.tuned(wanted.points(stored), stored.query(_LINEAGE))
     if not found:
         raise UserError("no tuned checkpoint passes the filters", f"name the loss of a parent with --loss-dataset: {', '.join(datasets)}")

@@ -31,7 +31,7 @@ class Branch:
         return f"{self.parent}/step-{self.step:08d}"
 
 
-PARENT = "parent"  # `parent/heldout`: the loss of the checkpoint that a run was tuned from
+PARENT = "parent/"  # `parent/heldout`: the loss of the checkpoint that a run was tuned from
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ def draw_figure(study: Study, panel: Panel, curve: Curve, axis: LossAxis, agains
             _draw_threshold(axes, study.threshold(panel, curve, axis), x)
         else:
             axes.set_xscale("log")
-        if curve.chance:
+        if curve.chance and _in_sight(curve.chance[1], axes.get_ylim()):
             axes.axhline(curve.chance[1], color="#7d8693", linestyle=(0, (5, 4)), linewidth=1, zorder=1, label="chance")
         axes.set_title(title(panel, study.panels), loc="left", fontweight="bold", fontsize=10)
         axes.set_xlabel({"loss": f"{axis.label} (reversed)", "tokens": "training tokens", "flops": "training FLOPs"}[against])
@@ -71,6 +71,13 @@ def draw_figure(study: Study, panel: Panel, curve: Curve, axis: LossAxis, agains
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
     return out
+
+
+def _in_sight(level: float, drawn: tuple[float, float]) -> bool:
+    """Whether a level can be drawn without dwarfing the curve: 8 bits/byte cannot; chance of a share of items always is."""
+    low, high = drawn
+    share = low > -0.2 and high < 1.2
+    return share or 2 * low - high < level < 2 * high - low
 
 
 def _values(study: Study, axis: LossAxis, against: Against) -> list[float | None]:

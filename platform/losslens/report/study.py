@@ -57,7 +57,7 @@ class LossAxis:
     @property
     def of_parent(self) -> bool:
         """Whether it is what a tuned run began with, and not what its checkpoints have."""
-        return self.dataset.startswith(f"{PARENT}/")
+        return self.dataset.startswith(PARENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +179,9 @@ def _group(runs: Sequence[Row], by: str) -> Group | None:
 
 def loss_name(dataset: str) -> str:
     """A loss dataset of the results as words."""
+    if dataset.startswith(PARENT):
+        return f"parent's {loss_name(dataset.removeprefix(PARENT))}"
     head, _, source = dataset.partition("/")
-    if head == PARENT:
-        return f"parent's {loss_name(source)}"
     if head == "heldout":
         return f"held-out loss on {source}" if source else "held-out loss"
     return "training loss" if dataset == "train" else f"loss on {dataset}"

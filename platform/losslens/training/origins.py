@@ -79,4 +79,4 @@ def begin(trainer: Trainer, origin: Origin) -> None:
 def losses_of_parent(run: PlannedRun) -> list[Loss]:
     """What is known of the losses of the checkpoint that the run began with, as `parent/<dataset>`."""
     rows = run.origin.losses if run.origin else ()
-    return [Loss(**{**row, "dataset": f"{PARENT}/{row['dataset']}"}) for row in rows]
+    return [Loss(**{**row, "dataset": PARENT + row["dataset"]}) for row in rows]
