@@ -20,6 +20,11 @@ KEYS = {
     "samples": ("checkpoint_id", "task", "task_version", "format", "shots", "item_id", "option", "engine"),
     "train_log": ("run_id", "attempt", "step"),
     "thresholds": ("study", "task", "format", "shots", "metric", "loss_dataset", "loss_unit"),
+    "same_curve": (
+        *("study", "task", "format", "shots", "metric", "loss_dataset", "loss_unit"),
+        *("property", "level", "reference", "axis"),
+    ),
+    "forecasts": ("study", "task", "format", "shots", "metric", "loss_dataset", "loss_unit", "target"),
 }
 
 

@@ -88,6 +88,23 @@ def test_rows_written_again_show_once(tmp_path: Path) -> None:
     assert one(results, "SELECT value FROM losses") == {"value": 2.0}
 
 
+def test_a_later_comparison_replaces_all_levels_of_an_earlier_one(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    key = {"task": "t", "metric": "acc", "loss_dataset": "train", "loss_unit": "nats/token", "axis": "loss"} | {
+        "verdict": "same",
+        "margin": 2.0,
+    }
+    for day, by, pairs in [
+        (1, "size", ["large<medium"]), (2, "size", ["large<small"]),
+        (1, "optimizer", ["adamw<muon", "lion<muon"]), (2, "optimizer", ["muon<adamw", "lion<adamw"]),
+    ]:  # fmt: skip
+        levels = (dict(zip(("level", "reference"), pair.split("<"), strict=True)) for pair in pairs)
+        dated = {"property": by, "computed_at": datetime(2026, 1, day, tzinfo=UTC)}
+        results.write("same_curve", [key | dated | level for level in levels])
+    found = results.query("SELECT level || '<' || reference AS pair FROM same_curve ORDER BY ALL").column("pair").to_pylist()
+    assert found == ["large<small", "lion<adamw", "muon<adamw"]
+
+
 def test_parts_of_anybody_are_read_with_missing_columns_null_and_strange_ones_ignored(tmp_path: Path) -> None:
     for table, rows in {
         "scores": {"checkpoint_id": ["c", "d"], "task": ["t", "t"], "metric": ["acc", "acc"], "value": pa.array([1, 0], pa.int32())},

@@ -45,14 +45,19 @@ QUALIFY row_number() OVER (
     PARTITION BY p.study, p.task, p.format, p.shots, p.metric, p.loss_dataset, p.loss_unit ORDER BY p.computed_at DESC NULLS LAST, p.method, p
 ) = 1;
 
--- The latest comparison of each curve, property, level and axis.
+-- The latest comparison of each curve by a property along an axis: all its levels, and none of an older comparison, whose levels or
+-- reference may have been others (a study asked before its smallest size was there).
 CREATE OR REPLACE VIEW same_curve AS
 SELECT * FROM parts.same_curve AS p
-QUALIFY row_number() OVER (
-    PARTITION BY
-        p.study, p.task, p.format, p.shots, p.metric, p.loss_dataset, p.loss_unit, p.property, p.level, p.reference, p.axis
-    ORDER BY p.computed_at DESC NULLS LAST, p.method, p
-) = 1;
+QUALIFY
+    p.computed_at IS NOT DISTINCT FROM max(p.computed_at) OVER (
+        PARTITION BY p.study, p.task, p.format, p.shots, p.metric, p.loss_dataset, p.loss_unit, p.property, p.axis
+    )
+    AND row_number() OVER (
+        PARTITION BY
+            p.study, p.task, p.format, p.shots, p.metric, p.loss_dataset, p.loss_unit, p.property, p.level, p.reference, p.axis
+        ORDER BY p.computed_at DESC NULLS LAST, p.method, p
+    ) = 1;
 
 -- The latest forecast of each score of each target.
 CREATE OR REPLACE VIEW forecasts AS
