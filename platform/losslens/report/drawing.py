@@ -45,10 +45,14 @@ def draw_figure(study: Study, panel: Panel, curve: Curve, axis: LossAxis, agains
         figure = Figure(figsize=_INCHES, layout="constrained")
         axes = figure.add_subplot()
         x = _values(study, axis, against)
-        _draw_runs(axes, study, curve, x)
         if against == "loss":
-            _draw_threshold(axes, study.threshold(panel, curve, axis), x)
+            row = study.threshold(panel, curve, axis)
+            x = _fitted(study, row, x)
+            _draw_runs(axes, study, curve, x)
+            axes.invert_xaxis()
+            _draw_threshold(axes, row)
         else:
+            _draw_runs(axes, study, curve, x)
             axes.set_xscale("log")
         if curve.chance and _in_sight(curve.chance[1], axes.get_ylim()):
             axes.axhline(curve.chance[1], color="#7d8693", linestyle=(0, (5, 4)), linewidth=1, zorder=1, label="chance")
@@ -107,13 +111,21 @@ def _draw_runs(axes: Axes, study: Study, curve: Curve, x: list[float | None]) ->
         axes.errorbar(xs, ys, errors, color=shade, marker=mark, markersize=3, linewidth=0.8, elinewidth=0.6, label=label)
 
 
-def _draw_threshold(axes: Axes, row: Row | None, x: list[float | None]) -> None:
-    axes.invert_xaxis()
+def _fitted(study: Study, row: Row | None, x: list[float | None]) -> list[float | None]:
+    """Without untrained models, whose losses lie far above all others, and what comes long before a threshold."""
+    tuned = study.parents is not None  # so all of them were trained before
+    trained = [at for at, one in zip(x, study.checkpoints, strict=True) if at is not None and (tuned or one.tokens != 0)]
+    if not trained:
+        return x
+    first, last = max(trained), min(trained)
+    if row is not None and row["verdict"] == "emergent":
+        first = min(first, last + 2.2 * ((row["eta_high"] or row["eta"]) - last))  # most happens after the threshold
+    return [None if at is None or at > first else at for at in x]
+
+
+def _draw_threshold(axes: Axes, row: Row | None) -> None:
     if row is None or row["verdict"] != "emergent":
         return
     eta, low, high = row["eta"], row["eta_low"], row["eta_high"]
-    known = [value for value in x if value is not None]
-    first = min(max(known), min(known) + 2.2 * ((high or eta) - min(known)))  # most happens after the threshold
-    axes.set_xlim(first + 0.02 * (first - min(known)), min(known) - 0.02 * (first - min(known)))
     axes.axvspan(high or eta, low or eta, color=_BLUE, alpha=0.15, linewidth=0, zorder=0)
     axes.axvline(eta, color=_BLUE, linewidth=1.2, zorder=1, label=f"η {number(eta, 2)} {span(low, high, 2)}")

@@ -168,10 +168,14 @@ def conditions(panel: Panel, curve: Curve) -> str:
     parts.append("shots unknown" if panel.shots is None else f"{panel.shots}-shot")
     parts.append(f"format {panel.format}")
     parts.append(f"chance {number(curve.chance[1])}" if curve.chance else "chance unknown")
-    engines = (f"{row['engine'] or 'engine unknown'} ({row['checkpoints']:,} checkpoints)" for row in panel.engines)
+    engines = (f"{row['engine'] or 'engine unknown'} ({_checkpoints(row['checkpoints'])})" for row in panel.engines)
     versions = sorted({row["task_version"] for row in panel.engines if row["task_version"] is not None})
     parts.append("scored by " + several(list(engines)) if panel.engines else "engine unknown")
     return " · ".join(parts + ([f"task version {', '.join(map(str, versions))}"] if versions else []))
+
+
+def _checkpoints(count: int) -> str:
+    return "1 checkpoint" if count == 1 else f"{count:,} checkpoints"
 
 
 def _between(extremes: tuple[int, int] | None, unit: str, unknown: str) -> str:

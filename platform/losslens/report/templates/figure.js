@@ -18,9 +18,12 @@ function roundTicks(low, high, wanted) {
   return { ticks, format: (t) => fixed(t, digits) };
 }
 
+// The highest loss of a trained checkpoint: untrained models lie far above it. What is tuned was trained before.
+const trainedLimit = (study, axis) => extent(study.axes[axis].values.filter((_, i) => study.tuning || study.tokens[i] !== 0))[1];
+
 // The loss below which most of the page happens: every threshold and crossing on this axis, with room before them.
 function lateLimit(study, axis) {
-  const [lowest, highest] = extent(study.axes[axis].values);
+  const [lowest] = extent(study.axes[axis].values), highest = trainedLimit(study, axis);
   const marks = study.panels.flatMap((panel) => {
     const eta = panel.curves[panel.default].thresholds[axis]?.eta;
     return eta ? [...eta, ...(axis === study.axis ? panel.crossings.map((c) => c[1]) : [])] : [];
@@ -33,7 +36,8 @@ function lossAxis(study, state, emergent, width) {
   const axis = study.axes[state.axis];
   let [low, high] = extent(axis.values);
   if (!Number.isFinite(low)) [low, high] = [0, 1];
-  if (state.range === "fitted" && emergent) high = lateLimit(study, state.axis);
+  const limit = emergent ? lateLimit(study, state.axis) : trainedLimit(study, state.axis);
+  if (state.range === "fitted" && limit >= low) high = limit;
   [low, high] = padded([low, high], 0.03);
   const early = axis.values.filter((v) => v > high).length;
   return { low, high, reversed: true, values: axis.values, label: `${axis.label} (reversed)`, note: early ? `${early} earlier not drawn` : "", ...roundTicks(low, high, width / 60) };
