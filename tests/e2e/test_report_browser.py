@@ -90,6 +90,9 @@ def test_what_is_shown_can_be_chosen(chromium: Browser, report: str) -> None:
         panel.locator("[data-choose=metric]").select_option("bits_per_byte")
         expect(panel.locator("figure[data-x=loss] text.label").last).to_have_text("bits_per_byte, lower is better")
         expect(panel.locator(".verdict")).to_contain_text("Gradual")
+        expect(loss).to_contain_text("4 earlier not drawn")  # the untrained models of four sizes
+        page.locator("[data-choose=range]").select_option("all")
+        expect(loss).not_to_contain_text("not drawn")
         page.locator("[data-choose=axis]").select_option(label="training loss, nats/token")
         expect(loss).to_have_attribute("aria-label", re.compile("^skill_sort: bits_per_byte against training loss, nats/token"))
         expect(panel.locator(".verdict")).to_have_text("No threshold has been computed for this metric on this loss.")
