@@ -196,11 +196,14 @@ def _same_curve(
         ),
     ] = "size",
     margin: Annotated[float, typer.Option("--margin", metavar="POINTS", help="A smaller difference counts as none.")] = 2.0,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="LEVEL", help="Compare with this one (default: the one that most runs have).")
+    ] = None,
 ) -> None:
     """Whether runs that differ in size, or in another thing, score alike at equal loss."""
     from jobs.same_curve import same_curve
 
-    found = same_curve(results, by, margin, filters)
+    found = same_curve(results, by, margin, filters, against)
     show(found, format, columns=SAME_CURVE_SHOWN)
     if format is Format.table:
         print(f"same: within {margin:g} points all along the curve, see docs/SAME_CURVE.md", file=sys.stderr)

@@ -91,6 +91,9 @@ def test_architectures_are_compared_level_by_level_and_across_studies() -> None:
     assert (row["level"], row["reference"], row["verdict"]) == ("muon", "adamw", "different")
     assert row["study"] == "with-adamw+with-muon"
     assert row["effect"] == pytest.approx(5, abs=1)
+    (turned,) = [row for row in same_curve(apart, runs, by="optimizer", against="muon").to_pylist() if row["axis"] == "loss"]
+    assert (turned["level"], turned["reference"]) == ("adamw", "muon")
+    assert turned["effect"] == pytest.approx(-row["effect"], abs=0.2)
     assert {row["n_runs"] for row in same_curve(apart, runs).to_pylist()} == {6}, "by size each study by itself"
 
 
@@ -143,10 +146,21 @@ def test_levels_are_set_against_the_one_that_most_runs_have() -> None:
     np.testing.assert_array_equal(found[0].z, [1, 0, 0, np.nan, np.nan])
     (by_size,) = contrasts(["S", "M", "L"], [10, 100, 1000], "size")
     np.testing.assert_allclose(by_size.z, [0, 0.5, 1])
+    (over_b,) = contrasts(["A", "B", "B"], [10, 100, 100], "architecture", "A")
+    assert (over_b.level, over_b.reference) == ("B", "A")
+    assert contrasts(["A", "B"], [10, 100], "architecture", "C") == []
     assert contrasts(["S", "S"], [10, 10], "size") == contrasts([None, None], [None, None], "seed") == []
 
 
-@pytest.mark.parametrize(("options", "sentence"), [({"by": "flavour"}, "by 'flavour'"), ({"margin": 0.0}, "margin of 0 points")])
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"by": "flavour"}, "by 'flavour'"),
+        ({"margin": 0.0}, "margin of 0 points"),
+        ({"by": "optimizer", "against": "lion"}, "No run has the optimizer 'lion'"),
+        ({"against": "100M"}, "By size the largest is compared with the smallest"),
+    ],
+)
 def test_bad_input_is_one_sentence(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         same_curve(*simulate(Family(), 0), **options)

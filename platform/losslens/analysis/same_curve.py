@@ -38,15 +38,16 @@ class Contrast:
     z: Floats
 
 
-def same_curve(curve: pa.Table, runs: pa.Table, *, by: str = "size", margin: float = MARGIN) -> pa.Table:
+def same_curve(curve: pa.Table, runs: pa.Table, *, by: str = "size", margin: float = MARGIN, against: str | None = None) -> pa.Table:
     """For each curve of view `curve` and each axis, what the property `by` of view `runs` adds at equal position: a column of it, or
     a factor of a study's variants.
 
-    One row for each level against the reference; by size one for the largest against the smallest. Effects in points, a
-    hundredth of the metric's unit, in its own sign. Columns: `losslens.results.tables.SAME_CURVE`.
+    One row for each level against the reference: `against`, or the level that most runs have (of equals the first by name); by size
+    one for the largest against the smallest. Effects in points, a hundredth of the metric's unit, in its own sign. Columns:
+    `losslens.results.tables.SAME_CURVE`.
 
     Raises:
-        UserError: `by` names no property, or the margin is not above 0.
+        UserError: `by` names no property, `against` none of its levels, or the margin is not above 0.
     """
     known = {str(row["run_id"]): levels_of(row.get("variant")) | row for row in runs.to_pylist()}
     factors = sorted({factor for row in known.values() for factor in levels_of(row.get("variant"))} - set(get_args(By)))
@@ -54,13 +55,15 @@ def same_curve(curve: pa.Table, runs: pa.Table, *, by: str = "size", margin: flo
         raise UserError(f"Runs cannot be compared by {by!r}.", f"Compare them by {', '.join((*get_args(By), *factors))}.")
     if not 0 < margin < np.inf:
         raise UserError(f"An equivalence margin of {margin:g} points leaves nothing to decide.", "Give one above 0, such as 2.")
+    if against is not None:
+        _check_level(against, by, [row.get(by) for row in known.values()])
     about = {"property": by, "margin": margin, "method": "same-curve/1", "computed_at": datetime.now(UTC)}
     table = curve if by in WITHIN_A_STUDY else _together(curve)
     shared: dict[Any, _AlongAxis] = {}
     rows = [
         key._asdict() | about | row
         for key, points in split(table)
-        for row in _rows(table, points.only(points.trained), known, by, margin, shared)
+        for row in _rows(table, points.only(points.trained), known, by, margin, against, shared)
     ]
     return pa.Table.from_pylist(rows, schema=SAME_CURVE)
 
@@ -78,24 +81,32 @@ def verdict_of(effect: Effect, margin: float) -> tuple[Verdict, str | None]:
     return "undecided", "the interval holds both no effect and one beyond the margin"
 
 
-def contrasts(labels: list[Any], params: list[int | None], by: str) -> list[Contrast]:
+def contrasts(labels: list[Any], params: list[int | None], by: str, against: str | None = None) -> list[Contrast]:
     """What to compare, from the label and the parameters of each run: by size, where all are known, one slope over log parameters
-    from the smallest to the largest; otherwise each level with the one that most runs have."""
+    from the smallest to the largest; otherwise each level with `against`, or with the one that most runs have."""
     names = ["" if label is None else str(label) for label in labels]
     if by == "size" and all(params) and len(set(params)) > 1:
         size = np.log(np.asarray(params, dtype=np.float64))
         largest, smallest = (names[place] or str(params[place]) for place in (int(size.argmax()), int(size.argmin())))
         return [Contrast(largest, smallest, (size - size.min()) / np.ptp(size))]
     levels = sorted(set(names) - {""})
-    if len(levels) < 2:
+    if len(levels) < 2 or against not in (None, *levels):
         return []
-    reference = max(levels, key=names.count)
+    reference = max(levels, key=names.count) if against is None else against
     numbers = [{reference: 0.0, level: 1.0} for level in levels if level != reference]
     others = [level for level in levels if level != reference]
     return [
         Contrast(level, reference, np.asarray([number.get(name, np.nan) for name in names]))
         for level, number in zip(others, numbers, strict=True)
     ]
+
+
+def _check_level(against: str, by: str, levels: list[Any]) -> None:
+    if by == "size":
+        raise UserError("By size the largest is compared with the smallest.", "Leave --against out, or compare by something else.")
+    there = sorted({str(level) for level in levels if level is not None})
+    if against not in there:
+        raise UserError(f"No run has the {by} {against!r}.", f"Compare against {', '.join(there) or 'nothing: no run has one'}.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,11 +118,17 @@ class _AlongAxis:
 
 
 def _rows(
-    table: pa.Table, curve: Curve, known: Mapping[str, Mapping[str, Any]], by: str, margin: float, shared: dict[Any, _AlongAxis]
+    table: pa.Table,
+    curve: Curve,
+    known: Mapping[str, Mapping[str, Any]],
+    by: str,
+    margin: float,
+    against: str | None,
+    shared: dict[Any, _AlongAxis],
 ) -> Iterator[dict[str, Any]]:
     _, first, run = np.unique(curve.run, return_index=True, return_inverse=True)
     about = [known.get(str(name), {}) for name in table["run_id"].take(pa.array(curve.row[first])).to_pylist()]
-    compared = contrasts([one.get(by) for one in about], [one.get("params") for one in about], by)
+    compared = contrasts([one.get(by) for one in about], [one.get("params") for one in about], by, against)
     along: dict[Axis, _AlongAxis] = {}
     missing: dict[Axis, str] = {}
     for axis in get_args(Axis):
@@ -130,7 +147,8 @@ def _rows(
             row = {"level": contrast.level, "reference": contrast.reference, "axis": axis}
             measured = {"n_checkpoints": len(run), "n_runs": len(first), "verdict": "undecided"}
             if not compared:
-                yield row | measured | {"reason": f"all runs have the same {by}, or none is known" if len(run) else "no trained checkpoint"}
+                alone = f"all runs have the same {by}, or none is known" if against is None else f"no {by} to compare with {against}"
+                yield row | measured | {"reason": alone if len(run) else "no trained checkpoint"}
             elif axis in missing:
                 yield row | measured | {"reason": missing[axis]}
             else:
