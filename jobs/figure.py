@@ -10,13 +10,14 @@ from pathlib import Path
 from losslens.errors import UserError
 from losslens.report.drawing import Against, draw_figure
 from losslens.report.gather import gather
-from losslens.report.study import Curve, LossAxis, Panel, Study
+from losslens.report.study import Curve, Group, LossAxis, Panel, Study
 from losslens.results import Results
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which curve; None where there is only one, or for what the report shows first (metric, loss). `loss` is DATASET:UNIT."""
+    """Which curve; None where there is only one, or for what the report shows first (metric, loss, `by`). `loss` is DATASET:UNIT, `by` what
+    colours tell apart."""
 
     task: str
     study: str | None = None
@@ -24,21 +25,22 @@ class Wanted:
     shots: int | None = None
     metric: str | None = None
     loss: str | None = None
+    by: str | None = None
 
 
 def figure(results: Path, wanted: Wanted, against: Against, out: Path) -> Path:
     """Draw the curve into `out` (.pdf, .svg or .png) with its stored threshold, and return its path.
 
     Raises:
-        UserError: no such curve, or more than one; the remedy names what there is.
+        UserError: no such curve, more than one, or runs do not differ in `by`; the remedy names what there is.
         EnvironmentFailure: matplotlib is not installed, or the file cannot be written.
     """
     stored = Results(results)
     study, panel = _form(stored, wanted)
-    curve, axis = _metric(panel, wanted.metric), _loss(study, wanted.loss)
+    curve, axis, group = _metric(panel, wanted.metric), _loss(study, wanted.loss), _group(study, wanted.by)
     if against == "loss" and study.threshold(panel, curve, axis) is None:
         print("no threshold is stored for this curve: losslens thresholds computes them", file=sys.stderr)
-    return draw_figure(study, panel, curve, axis, against, out)
+    return draw_figure(study, panel, curve, axis, against, group, out)
 
 
 def _form(stored: Results, wanted: Wanted) -> tuple[Study, Panel]:
@@ -78,6 +80,15 @@ def _loss(study: Study, name: str | None) -> LossAxis:
     if name not in found:
         raise UserError(f"{study.name} has no loss {name!r}", f"there are: {_listed(found)}")
     return found[name]
+
+
+def _group(study: Study, by: str | None) -> Group:
+    found = {group.by: group for group in study.groups}
+    if by is None:
+        return study.groups[0]
+    if by not in found:
+        raise UserError(f"the runs of {study.name} do not differ in {by!r}", f"colour them by {_listed(found)}")
+    return found[by]
 
 
 def _listed(names: Iterable[object]) -> str:

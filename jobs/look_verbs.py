@@ -37,13 +37,16 @@ def _figure(
     shots: Annotated[int | None, typer.Option("--shots", min=0, help="Only with so many examples.")] = None,
     metric: Metric = None,
     loss: Annotated[str | None, typer.Option("--loss-axis", metavar="DATASET:UNIT", help="The loss (default: the report's).")] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", help="What colours tell apart: size, architecture, ... (default: the report's).")
+    ] = None,
     study: OfStudy = None,
     results: Results = Path("results"),
 ) -> None:
     """Draw one task's curve with its threshold, for a paper."""
     from jobs.figure import Wanted, figure
 
-    print(figure(results, Wanted(task, study, format_filter, shots, metric, loss), against, out))
+    print(figure(results, Wanted(task, study, format_filter, shots, metric, loss, by), against, out))
 
 
 def _status(

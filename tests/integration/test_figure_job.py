@@ -30,6 +30,15 @@ def texts(svg: Path) -> list[str]:
     return re.findall(r">([^<>\n]+)</text>", svg.read_text(encoding="utf-8"))
 
 
+def test_colours_tell_apart_what_is_asked_for(tmp_path: Path) -> None:
+    write_study(tmp_path, seeds=2, tasks=TASKS[:1])
+    sizes, seeds = {"d48", "d64", "d96", "d160"}, {"0", "1"}
+    for by, shown, hidden in ((None, sizes, seeds), ("seed", seeds, sizes)):
+        found = set(texts(figure(tmp_path, Wanted(TASKS[0].task, by=by), "loss", tmp_path / "f.svg")))
+        assert shown <= found
+        assert not hidden & found
+
+
 @pytest.mark.parametrize(("kind", "against"), [("pdf", "loss"), ("svg", "tokens"), ("png", "flops")])
 def test_each_kind(results: Path, tmp_path: Path, kind: str, against: Any) -> None:
     out = figure(results, Wanted("skill_copy"), against, tmp_path / "new" / f"f.{kind}")
@@ -60,6 +69,7 @@ def test_what_a_figure_says(results: Path, tmp_path: Path) -> None:
         (Wanted("skill_copy", study="other"), "f.pdf", "no scores with --study other", "synthetic"),
         (Wanted("skill_copy", metric="acc"), "f.pdf", "no metric 'acc'", "bits_per_byte, exact_match"),
         (Wanted("skill_copy", loss="heldout"), "f.pdf", "no loss 'heldout'", "heldout:nats/token"),
+        (Wanted("skill_copy", by="seed"), "f.pdf", "do not differ in 'seed'", "colour them by size"),
         (Wanted("skill_copy"), "f.jpeg", "no figure that can be drawn", ".pdf, .svg, .png"),
     ],
 )

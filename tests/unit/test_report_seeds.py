@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,4 +149,6 @@ def test_what_tells_runs_apart(tmp_path: Path) -> None:
     write_study(tmp_path, seeds=2, tasks=())
     (study,) = gather(Results(tmp_path))
     assert {group.by: group.names for group in study.groups} == {"size": ("d48", "d64", "d96", "d160"), "seed": ("0", "1")}
+    alone = replace(study, sizes=study.sizes[:1], runs=tuple({**run, "size": "d48", "optimizer": f"o{run['seed']}"} for run in study.runs))
+    assert [group.by for group in alone.groups] == ["optimizer", "size", "seed"], "first what is shown first"
     assert [study.runs[i]["seed"] for i in range(8)] == [int(study.groups[1].names[k]) for k in study.groups[1].of]

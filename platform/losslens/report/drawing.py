@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from losslens.errors import EnvironmentFailure, UserError
 from losslens.report.palette import LIGHT, colours
-from losslens.report.study import Curve, LossAxis, Panel, Row, Study
+from losslens.report.study import Curve, Group, LossAxis, Panel, Row, Study
 from losslens.report.words import number, span, title
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ _STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-def draw_figure(study: Study, panel: Panel, curve: Curve, axis: LossAxis, against: Against, out: Path) -> Path:
-    """Write the curve of one metric to `out`, whose name ends with one of `KINDS`; a loss axis is reversed.
+def draw_figure(study: Study, panel: Panel, curve: Curve, axis: LossAxis, against: Against, group: Group, out: Path) -> Path:
+    """Write the curve of one metric to `out`, whose name ends with one of `KINDS`, a colour for each name of `group`, which is one of
+    `study.groups`; a loss axis is reversed.
 
     Raises:
         UserError: `out` is of another kind.
@@ -48,11 +49,11 @@ def draw_figure(study: Study, panel: Panel, curve: Curve, axis: LossAxis, agains
         if against == "loss":
             row = study.threshold(panel, curve, axis)
             x = _fitted(study, row, x)
-            _draw_runs(axes, study, curve, x)
+            _draw_runs(axes, study, curve, x, group)
             axes.invert_xaxis()
             _draw_threshold(axes, row)
         else:
-            _draw_runs(axes, study, curve, x)
+            _draw_runs(axes, study, curve, x, group)
             axes.set_xscale("log")
         if curve.chance and _in_sight(curve.chance[1], axes.get_ylim()):
             axes.axhline(curve.chance[1], color="#7d8693", linestyle=(0, (5, 4)), linewidth=1, zorder=1, label="chance")
@@ -60,7 +61,7 @@ def draw_figure(study: Study, panel: Panel, curve: Curve, axis: LossAxis, agains
         axes.set_xlabel({"loss": f"{axis.label} (reversed)", "tokens": "training tokens", "flops": "training FLOPs"}[against])
         axes.set_ylabel(curve.metric.replace("_", " ") + ("" if curve.higher_is_better else " (lower is better)"))
         handles, labels = axes.get_legend_handles_labels()
-        order = sorted(range(len(labels)), key=lambda i: labels[i] not in {size.name for size in study.sizes})
+        order = sorted(range(len(labels)), key=lambda i: group.names.index(labels[i]) if labels[i] in group.names else len(labels))
         axes.legend([handles[i] for i in order], [labels[i] for i in order], fontsize=8)
         temporary = out.with_name(f".tmp-{os.getpid()}-{out.name}")
         try:
@@ -92,10 +93,10 @@ def _values(study: Study, axis: LossAxis, against: Against) -> list[float | None
     return [value if value else None for value in found]
 
 
-def _draw_runs(axes: Axes, study: Study, curve: Curve, x: list[float | None]) -> None:
-    shades = colours(len(study.sizes), LIGHT)
+def _draw_runs(axes: Axes, study: Study, curve: Curve, x: list[float | None], group: Group) -> None:
+    shades = colours(len(group.names), LIGHT)
     named: set[int] = set()
-    for index in range(len(study.runs)):
+    for index, slot in enumerate(group.of):
         points = [
             (at, value, curve.stderr[i] or 0.0)
             for i, (checkpoint, at, value) in enumerate(zip(study.checkpoints, x, curve.values, strict=True))
@@ -103,11 +104,10 @@ def _draw_runs(axes: Axes, study: Study, curve: Curve, x: list[float | None]) ->
         ]
         if not points:
             continue
-        size = study.size_of(index)
-        label = None if size.slot in named else size.name
-        named.add(size.slot)
+        label = None if slot in named else group.names[slot]
+        named.add(slot)
         xs, ys, errors = zip(*points, strict=True)
-        shade, mark = shades[size.slot], _MARKERS[size.slot % len(_MARKERS)]
+        shade, mark = shades[slot], _MARKERS[slot % len(_MARKERS)]
         axes.errorbar(xs, ys, errors, color=shade, marker=mark, markersize=3, linewidth=0.8, elinewidth=0.6, label=label)
 
 

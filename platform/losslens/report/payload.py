@@ -10,7 +10,7 @@ import numpy as np
 
 from losslens.analysis.curves import Floats
 from losslens.analysis.seeds import Spread, at_each_loss
-from losslens.report.study import Curve, LossAxis, Panel, Study
+from losslens.report.study import Curve, Group, LossAxis, Panel, Study
 from losslens.report.words import conditions, count, title, verdict
 
 _DIGITS = 5  # significant: far below any standard error
@@ -30,8 +30,8 @@ def as_json(value: Any) -> str:
 def plain(study: Study) -> dict[str, Any]:
     """What the figures of one study are drawn from."""
     return {
-        "sizes": [{"name": size.name, "params": count(size.params)} for size in study.sizes],
-        "groups": [{"by": group.by, "names": group.names, "of": group.of} for group in study.groups],
+        "sizes": [{"name": size.name} for size in study.sizes],
+        "groups": [_group(group) for group in study.groups],
         "runs": [{"id": run["run_id"], "size": study.size_of(index).slot, "seed": run["seed"]} for index, run in enumerate(study.runs)],
         "run": [checkpoint.run for checkpoint in study.checkpoints],
         "step": [checkpoint.step for checkpoint in study.checkpoints],
@@ -42,6 +42,10 @@ def plain(study: Study) -> dict[str, Any]:
         "tuning": None if study.parents is None else _tuning(study.parents, study.amounts),
         "panels": [_panel(study, panel) for panel in study.panels],
     }
+
+
+def _group(group: Group) -> dict[str, Any]:
+    return {"by": group.by, "names": group.names, "of": group.of, "notes": [count(params) for params in group.params]}
 
 
 def _tuning(parents: LossAxis, amounts: list[int]) -> dict[str, Any]:

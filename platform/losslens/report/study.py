@@ -118,11 +118,12 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Runs by one of their properties: run i has the value `names[of[i]]`."""
+    """Runs by one of their properties: run i has the value `names[of[i]]`. `params` are those of sizes."""
 
     by: str
     names: tuple[str, ...]
     of: tuple[int, ...]
+    params: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +156,13 @@ class Study:
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """What runs can be told apart by: their size, and whatever else differs between them."""
-        sizes = Group("size", tuple(s.name for s in self.sizes), tuple(self.size_of(run).slot for run in range(len(self.runs))))
-        return (sizes, *filter(None, (_group(self.runs, by) for by in _PROPERTIES)))
+        """What runs can be told apart by, what is shown first first: their size, and whatever else differs between them. Where all
+        have one size, what else differs comes before it, but for the seed."""
+        of = tuple(self.size_of(run).slot for run in range(len(self.runs)))
+        sizes = Group("size", tuple(s.name for s in self.sizes), of, tuple(s.params for s in self.sizes))
+        others = [group for by in _PROPERTIES if (group := _group(self.runs, by))]
+        first = [group for group in others if len(self.sizes) == 1 and group.by != "seed"]
+        return (*first, sizes, *(group for group in others if group not in first))
 
     def size_of(self, run: int) -> Size:
         """The size that a run trained."""

@@ -184,7 +184,7 @@ function seedChart(study, state, panel, width, height) {
 // How many seeds of each size are beyond half of the best gain, with the interval of the probability behind it.
 function successChart(study, state, panel, width, height) {
   const { losses, groups, level } = panel.seeds;
-  const shown = groups.map((group, place) => ({ ...group, place })).filter(({ slot }) => state.by || !state.hidden.has(slot));
+  const shown = groups.map((group, place) => ({ ...group, place })).filter(({ slot }) => study.groups[state.by].by !== "size" || !state.hidden.has(slot));
   const step = Math.min(7, (width - 80) / losses.length / (shown.length + 1));
   const runs = shown.map(({ slot, name, at, place }, k) => ({
     slot, label: groups.length > 1 ? name : "",

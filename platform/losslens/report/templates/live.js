@@ -39,6 +39,7 @@ function put(figure, chart, text) {
   makeReadable(figure, chart.points, text);
 }
 
+const nameOf = ({ groups: [{ names, of }] }, run) => names[of[run]];
 const size = (figure, height) => [Math.max(240, Math.round(figure.clientWidth || 560)), height];
 const named = (study, run, lines) => `<b class="s${slotOf(study, state, run)}">${escapeText(study.sizes[study.runs[run].size].name)}</b> ${escapeText(study.runs[run].id)}<br>${lines.map(escapeText).join("<br>")}`;
 
@@ -49,7 +50,7 @@ function lossFigure(study, figure) {
   const [first, final] = extent(points.map((p) => p[1])), [low, high] = padded(extent(points.map((p) => p[2])), 0.05);
   const x = { ...X_AXES.tokens, low: first / 1.1, high: final * 1.1, ticks: logTicks(first / 1.1, final * 1.1, width / 60) };
   const y = { low, high, label: "training loss, nats/token", ...roundTicks(low, high, 6) };
-  const runs = study.runs.map((_, k) => ({ slot: slotOf(study, state, k), label: study.sizes[study.runs[k].size].name, points: [] }));
+  const runs = study.runs.map((_, k) => ({ slot: slotOf(study, state, k), label: nameOf(study, k), points: [] }));
   points.forEach(([run, tokens, loss], i) => runs[run].points.push({ x: tokens, y: loss, i }));
   put(figure, drawChart({ width, height, x, y, runs: runs.filter((run) => run.points.length), labels: true, radius: 0, title: "Training loss against tokens. Arrow keys step through the points." }),
     (i) => named(study, points[i][0], [`training loss ${fixed(points[i][2])}`, `${countText(points[i][1])} tokens`]));
@@ -67,7 +68,7 @@ function worldFigure(study, figure) {
   const y = { low: -0.06 * most, high: most * 1.1, label: "workers of each run", ticks: linearTicks(0, most, Math.min(most, 6)), format: String };
   const facts = [];
   const runs = changes.map(([k, list]) => ({
-    slot: slotOf(study, state, k), label: study.sizes[study.runs[k].size].name, steps: true,
+    slot: slotOf(study, state, k), label: nameOf(study, k), steps: true,
     points: [...list, ...(still(k) ? [[present, list.at(-1)[1]]] : [])].map(([time, n]) => { facts.push([k, time, n]); return { x: time, y: n, i: facts.length - 1 }; }),
   }));
   put(figure, drawChart({ width, height, x, y, runs, labels: true, radius: 2.4, title: "World size of each run over time. Arrow keys step through the changes." }),
@@ -129,9 +130,10 @@ function scoreFigures(study) {
 
 function fillLegend(study) {
   const legend = document.querySelector(".legend");
-  if (legend.dataset.of === study.groups[0].names.join("\n")) return;
-  legend.dataset.of = study.groups[0].names.join("\n");
-  legend.innerHTML = study.groups[0].names.map((name, slot) => `<button type="button" class="s${slot}" data-group="${slot}" aria-pressed="${!state.hidden.has(slot)}"><svg viewBox="-7 -7 14 14" aria-hidden="true"><path class="mark" d="${marker(slot, 0, 0, 4.5)}"/></svg>${escapeText(name)} <small>${study.sizes[slot].params}</small></button>`).join("");
+  const { names, notes } = study.groups[0];
+  if (legend.dataset.of === names.join("\n")) return;
+  legend.dataset.of = names.join("\n");
+  legend.innerHTML = names.map((name, slot) => `<button type="button" class="s${slot}" data-group="${slot}" aria-pressed="${!state.hidden.has(slot)}"><svg viewBox="-7 -7 14 14" aria-hidden="true"><path class="mark" d="${marker(slot, 0, 0, 4.5)}"/></svg>${escapeText(name)} <small>${notes[slot] ?? ""}</small></button>`).join("");
 }
 
 function draw() {

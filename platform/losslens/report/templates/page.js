@@ -100,9 +100,9 @@ function drawSuccess(study, state, figure) {
 const markOf = (slot) => `<svg viewBox="-7 -7 14 14" aria-hidden="true"><path class="mark" d="${marker(slot, 0, 0, 4.5)}"/></svg>`;
 
 function fillLegend(study, state, legend, drawAll) {
-  const { names } = study.groups[state.by];
+  const { names, notes } = study.groups[state.by];
   legend.innerHTML = names.map((name, slot) => {
-    const note = state.by ? "" : ` <small>${study.sizes[slot].params}</small>`;
+    const note = notes[slot] ? ` <small>${notes[slot]}</small>` : "";
     return `<button type="button" class="s${slot}" data-group="${slot}" aria-pressed="${!state.hidden.has(slot)}">${markOf(slot)}${escapeText(name)}${note}</button>`;
   }).join("");
   for (const button of legend.children) {
