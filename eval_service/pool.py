@@ -7,6 +7,7 @@ most; then it is reported as failed and the rest goes on. Only small records com
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -42,6 +43,7 @@ class _Seat:
     placed: bool = False
     warm: set[str] = field(default_factory=set)
     assignment: Assignment | None = None
+    took: Any = None  # the future that tells whether the actor lived to take its assignment
     idle_since: float = 0.0
     leaving: bool = False
 
@@ -197,6 +199,7 @@ class ScoringPool:
                 self._waiting.remove(seat.assignment)
                 seat.warm.add(seat.assignment.checkpoint.shape)
                 following = next_for(self._waiting, seat.warm, elsewhere).checkpoint.path if self._waiting else None
+                seat.took = seat.actor.__ray_ready__.remote()  # calls of an actor are answered in order
                 seat.awaited = seat.actor.score.remote(seat.assignment, following)
         wanted = seats_wanted(len(self._seats), self._working, len(self._waiting), self._most_seats, self._least_seats)
         self._seats += [self._seat() for _ in range(wanted - len(self._seats))]
@@ -241,7 +244,7 @@ class ScoringPool:
         answer, seat.awaited, seat.assignment = seat.awaited, None, None
         seat.idle_since = time.monotonic()
         checkpoint_id = assignment.checkpoint.checkpoint_id
-        attempts = self._attempts[checkpoint_id] = self._attempts.get(checkpoint_id, 0) + 1
+        attempts = self._attempts[checkpoint_id] = self._attempts.get(checkpoint_id, 0) + _lived(seat.took)
         try:
             record: Finished = ray.get(answer)
             again = isinstance(record.error, EngineDied)
@@ -259,6 +262,14 @@ class ScoringPool:
             return None
         self._attempts.pop(checkpoint_id)
         return replace(record, attempts=attempts)
+
+
+def _lived(took: Any) -> bool:
+    """Whether an actor answered when it was handed an assignment. One that had died unseen says nothing about the checkpoint."""
+    with contextlib.suppress(RayError):
+        ray.get(took, timeout=0)
+        return True
+    return False
 
 
 def _first_line(error: RayError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import ray
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from eval_service.checkpoints import Checkpoint, own_checkpoint
@@ -83,6 +85,7 @@ def test_a_killed_scorer_is_replaced_and_its_assignment_tried_again(tmp_path: Pa
     victim = working[0]
     assert victim.assignment is not None
     killed = victim.assignment.checkpoint.checkpoint_id
+    ray.get(victim.took)  # it has it
     ray.kill(victim.actor)
     records = {record.checkpoint_id: record for record in [*ended, *pool.drain(PATIENCE)]}
     pool.close()
@@ -100,12 +103,26 @@ def test_a_checkpoint_that_always_kills_its_scorer_is_given_up(tmp_path: Path) -
     while not ended:
         for seat in pool._seats:
             if seat.assignment is not None and seat.assignment.checkpoint == first:
+                with contextlib.suppress(RayError):  # killed already
+                    ray.get(seat.took)
                 ray.kill(seat.actor)
         ended = pool.poll(wait=PATIENCE)
     assert (ended[0].checkpoint_id, ended[0].attempts) == (first.checkpoint_id, MOST_ATTEMPTS)
     assert isinstance(ended[0].error, EnvironmentFailure)
     assert [record.error for record in pool.drain(PATIENCE)] == [None]
     pool.close()
+
+
+def test_a_scorer_that_was_dead_before_it_got_a_checkpoint_does_not_count_against_it(tmp_path: Path) -> None:
+    pool = ScoringPool(tmp_path / "results", QUESTIONS, "fake", actors=1, options=OPTIONS)
+    first, second = fakes(tmp_path, 2)
+    pool.offer([first])
+    assert [record.error for record in pool.drain(PATIENCE)] == [None]
+    ray.kill(pool._seats[0].actor)  # idle, so nobody hears of it
+    pool.offer([second])
+    (record,) = pool.drain(PATIENCE)
+    pool.close()
+    assert (record.error, record.attempts) == (None, 1)
 
 
 def test_one_slot_scores_everything_while_other_seats_never_come(tmp_path: Path) -> None:
