@@ -13,9 +13,10 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from losslens.cluster.connect import connected
-from losslens.cluster.slots import Slots
+from losslens.cluster.slots import TRAIN, Slots
 from losslens.corpus.feed import direct
 from losslens.corpus.pack import build
 from losslens.families import PlannedRun, planned_runs
@@ -24,6 +25,7 @@ from losslens.specs import ClusterSpec, StudySpec, load_study
 from losslens.training import journal
 from losslens.training.checkpoint import run_directory, state_directory
 from losslens.training.elastic import fit
+from losslens.training.resizing import MOST_LATE
 from losslens.training.worker import train
 
 pytestmark = pytest.mark.timeout(300)
@@ -86,6 +88,20 @@ def test_two_workers_give_the_curve_of_one(
     assert (outcome.step, outcome.world_size) == (run.steps, 2)
     assert np.array_equal(curve(tmp_path), alone), "float32 sums are exact: not one bit may differ"
     assert alone[-20:].mean() < 0.7 * alone[0]
+
+
+def test_slots_that_something_else_holds_are_done_without(
+    spec: StudySpec, run: PlannedRun, corpus: Path, slots: Slots, alone: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "8")
+    foreign = placement_group([{TRAIN: 1}])
+    assert foreign.wait(60)
+    outcome = fit(msgspec.structs.replace(spec, cluster=ClusterSpec(workers=(1, 2), train_slots=2)), run, tmp_path, corpus, slots)
+    remove_placement_group(foreign)
+    assert (outcome.step, outcome.world_size) == (run.steps, 1)
+    assert np.array_equal(curve(tmp_path), alone)
+    noted = [note["fault"] for note in journal.events(run_directory(tmp_path, run.run_id)) if note["event"] == "failed"]
+    assert noted == ["late"] * MOST_LATE
 
 
 def test_a_killed_worker_is_replaced_and_the_curve_stays(

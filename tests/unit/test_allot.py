@@ -83,7 +83,7 @@ def test_a_run_that_falls_silent_is_forgotten() -> None:
 
 
 def node(draining: bool = False, **resources: float) -> Node:
-    return Node("id", "127.0.0.1", 1, resources, draining)
+    return Node("id", "127.0.0.1", 1, resources, {name: amount / 2 for name, amount in resources.items()}, draining)
 
 
 def test_capacity_counts_whole_workers_on_nodes_that_stay() -> None:
@@ -92,3 +92,4 @@ def test_capacity_counts_whole_workers_on_nodes_that_stay() -> None:
     assert capacity([node(CPU=1.5)], {"CPU": 0.5}) == 3
     assert capacity([node(CPU=0.3)], {"CPU": 0.1, "GPU": 0.0}) == 3
     assert capacity([], need) == 0
+    assert capacity([node(CPU=1.5)], {"CPU": 0.5}, free=True) == 1

@@ -38,9 +38,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The answer to one run: its workers now, why none, and which nodes drain."""
+    """The answer to one run: its workers now, how many more places nobody holds, why none, and which nodes drain."""
 
     share: int
+    free: int
     why: str
     draining: frozenset[str]
 
@@ -112,7 +113,9 @@ class Allotter:
         slots = room if place.limit is None else min(room, place.limit)
         share, why = self._shares.share(demand, slots)
         self._orders.keep(max(0, min(self._shares.wanted(), place.most) - slots), place.need, self._nodes)
-        return Grant(share, why, frozenset(node.node_id for node in self._nodes if node.draining))
+        return Grant(
+            share, capacity(self._nodes, place.need, free=True), why, frozenset(node.node_id for node in self._nodes if node.draining)
+        )
 
     def leave(self, run: str) -> None:
         """The run has ended."""

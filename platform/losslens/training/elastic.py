@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +37,7 @@ from losslens.training import journal, leaving
 from losslens.training.checkpoint import run_directory, saved_step
 from losslens.training.outcome import Outcome
 from losslens.training.rendezvous import TorchGroup
-from losslens.training.resizing import GRACE_S, Act, Asked, Fault, Group, Move, Offer, PassTooLarge, next_move, try_again
+from losslens.training.resizing import GRACE_S, Act, Asked, Fault, Group, Move, Offer, PassTooLarge, next_move, try_again, within_reach
 
 logger = logging.getLogger("ray.train.losslens")  # below Ray Train's own: it ends in the controller's log
 
@@ -162,7 +162,7 @@ class _Resizes(ScalingPolicy):
         self._terms = terms
         self._grant: Grant | None = None
         self._granted_at = self._share_since = float("-inf")
-        self._world_size = 0
+        self._world_size = self._starts = 0  # starts: since a group last ran
         self._asked: _Request | None = None
         self._failed = False
         self._drain_saved: frozenset[str] = frozenset()
@@ -177,12 +177,15 @@ class _Resizes(ScalingPolicy):
         """Start with the share, or wait until it is at least the run's least."""
         self._asked, self._world_size = None, 0
         grant = self._ask_allotter(at_once=True)
-        if grant is None or grant.share < self._terms.low:
-            self._show("waiting", 0, grant.why if grant and grant.why else "the cluster's shares")
+        share = within_reach(grant.share, grant.free, 0, self._starts) if grant else 0
+        if grant is None or share < self._terms.low:
+            held = "slots that something else holds" if grant and grant.share > share else "the cluster's shares"
+            self._show("waiting", 0, grant.why if grant and grant.why else held)
             time.sleep(WAIT_S)
             return NoopDecision()
-        self._show("starting", grant.share)
-        return self._resize_to(grant.share)
+        self._starts += 1
+        self._show("starting", share)
+        return self._resize_to(share)
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> ScalingDecision:
         """Carry out `resizing.next_move`."""
@@ -190,10 +193,11 @@ class _Resizes(ScalingPolicy):
         if not self._world_size:  # a new group
             for worker in workers:
                 worker.execute_async(leaving.listen)
-        self._failed, self._world_size = False, len(workers)
+        self._failed, self._starts, self._world_size = False, 0, len(workers)
         grant = self._ask_allotter()
         if grant is None:
             return NoopDecision()
+        grant = replace(grant, share=within_reach(grant.share, grant.free, len(workers), 0))
         if self._asked:
             self._asked.hear(worker_group_status)
         elif not self._drain_saved & grant.draining:
