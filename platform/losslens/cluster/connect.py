@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def connected(spec: ClusterSpec) -> Iterator[Slots]:
         os.environ.setdefault(name, value)
     told_to_end = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**_options(spec))
+        _join(_options(spec))
         if callable(told_to_end) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, told_to_end)  # Ray's own ends the process before anything could be saved
     except Exception as error:  # where a node is slow to start, nothing more special
@@ -66,6 +66,17 @@ def connected(spec: ClusterSpec) -> Iterator[Slots]:
 def in_ray_job() -> bool:
     """Whether this process is the driver of `ray job submit`."""
     return bool(os.environ.get("RAY_JOB_ID") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+
+
+def _join(options: Mapping[str, Any]) -> None:
+    """Start or reach Ray. On a busy machine a local node may not be up within the 30 s that Ray gives it: it gets a second chance."""
+    try:
+        ray.init(**options)
+    except Exception:  # Ray says it with nothing more special
+        if options["address"] != "local":
+            raise
+        ray.shutdown()
+        ray.init(**options)
 
 
 def _options(spec: ClusterSpec) -> dict[str, Any]:
