@@ -53,12 +53,13 @@ def look() -> dict[str, int]:
 
     from losslens.cluster.nodes import survey
 
-    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    nodes = survey()
+    free = {slot: sum(node.free.get(slot, 0.0) for node in nodes) for slot in (TRAIN, EVAL)}
     asked = get_cluster_status(ray.get_runtime_context().gcs_address)
     demands = [*asked.resource_demands.ray_task_actor_demand, *asked.resource_demands.placement_group_demand]
     coming = len(asked.pending_nodes) + sum(launch.count for launch in asked.pending_launches)
     bundles = [(shape.bundle, shape.count) for demand in demands for shape in demand.bundles_by_count]
-    return counts([(node.resources, node.draining) for node in survey()], free, bundles, coming)
+    return counts([(node.resources, node.draining) for node in nodes], free, bundles, coming)
 
 
 def counts(nodes: Sequence[SeenNode], free: Mapping[str, float], demands: Iterable[Demand], coming: int) -> dict[str, int]:

@@ -31,26 +31,6 @@ from losslens.training.resizing import (
     within_reach,
 )
 
-
-@pytest.mark.parametrize(
-    ("share", "free", "world_size", "late", "workers"),
-    [
-        (4, 4, 0, 0, 4),
-        (4, 1, 0, 0, 4),  # others are about to leave their places
-        (4, 1, 0, MOST_LATE - 1, 4),
-        (4, 1, 0, MOST_LATE, 1),  # and never do
-        (4, 0, 0, MOST_LATE, 0),
-        (4, 9, 0, MOST_LATE, 4),
-        (4, 1, 2, 0, 3),  # it grows into places that nobody holds
-        (4, 0, 2, 0, 2),
-        (1, 0, 2, 0, 1),  # and yields, whatever is free
-        (2, 0, 2, 0, 2),
-    ],
-)
-def test_a_share_is_had_where_there_is_a_place(share: int, free: int, world_size: int, late: int, workers: int) -> None:
-    assert within_reach(share, free, world_size, late) == workers
-
-
 TWO = Group(2, {"a", "b"}, age=60.0)
 SAVED, SAVING, LATE = (Asked("grow", True, False), Asked("grow", False, False), Asked("grow", False, True))
 
@@ -166,3 +146,22 @@ def test_the_journal_keeps_every_event_and_states_are_replaced_whole(tmp_path: P
         journal.replace(tmp_path / "run" / "workers.json", {"world_size": size})
     assert journal.state(tmp_path / "run" / "workers.json") == {"world_size": 2}
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["journal.jsonl", "workers.json"]
+
+
+@pytest.mark.parametrize(
+    ("share", "free", "world_size", "starts", "workers"),
+    [
+        (4, 4, 0, 0, 4),
+        (4, 1, 0, 0, 4),  # others are about to leave their places
+        (4, 1, 0, MOST_LATE - 1, 4),
+        (4, 1, 0, MOST_LATE, 1),  # and never do
+        (4, 0, 0, MOST_LATE, 0),
+        (4, 9, 0, MOST_LATE, 4),
+        (4, 1, 2, 0, 3),  # it grows into places that nobody holds
+        (4, 0, 2, 0, 2),
+        (1, 0, 2, 0, 1),  # and yields, whatever is free
+        (2, 0, 2, 0, 2),
+    ],
+)
+def test_a_share_is_had_where_there_is_a_place(share: int, free: int, world_size: int, starts: int, workers: int) -> None:
+    assert within_reach(share, free, world_size, starts) == workers

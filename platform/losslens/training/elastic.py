@@ -178,9 +178,10 @@ class _Resizes(ScalingPolicy):
         self._asked, self._world_size = None, 0
         grant = self._ask_allotter(at_once=True)
         share = within_reach(grant.share, grant.free, 0, self._starts) if grant else 0
-        if grant is None or share < self._terms.low:
-            held = "slots that something else holds" if grant and grant.share > share else "the cluster's shares"
-            self._show("waiting", 0, grant.why if grant and grant.why else held)
+        if share < self._terms.low:
+            held = grant is not None and grant.share > share
+            why = grant.why if grant else ""
+            self._show("waiting", 0, why or ("slots that something else holds" if held else "the cluster's shares"))
             time.sleep(WAIT_S)
             return NoopDecision()
         self._starts += 1

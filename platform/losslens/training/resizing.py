@@ -13,7 +13,7 @@ from enum import Enum
 SETTLE_S = 1.5  # a new share must last this long before a group is restarted for it: nodes come in bunches, runs announce one by one
 GRACE_S = 120.0  # for all ranks to save
 RESTART_S = 10.0  # what a restart takes: growing near the end would cost more than it gains
-MOST_LATE = 2  # starts that found no place, until only free places are counted on
+MOST_LATE = 2  # starts in a row that came to no group, until only free places are counted on
 MOST_LOST = 10  # failures of nodes or processes in a row without a saved step between them
 MOST_HALVED = 20  # the same for passes that memory did not hold, each try with half as many sequences
 MOST_RAISED = 3  # the same for exceptions in the training code
@@ -46,19 +46,19 @@ class Asked:
     overdue: bool
 
 
-def within_reach(share: int, free: int, world_size: int, late: int) -> int:
+def within_reach(share: int, free: int, world_size: int, starts: int) -> int:
     """How many workers of its share a run can have now. A share counts the cluster's slots, whoever holds them.
 
     Args:
         share: what the run is to have.
         free: places that nobody holds.
         world_size: of the running group; 0 where there is none.
-        late: starts in a row that found no place. What holds slots and is no run of ours (another program, a node that hangs) would let
-            a group of the whole share wait for ever.
+        starts: tried in a row, from which no group came. What holds slots and is no run of ours (another program, a node that hangs)
+            would let a group of the whole share wait for ever.
     """
     if share > world_size > 0:
         return min(share, world_size + free)
-    return min(share, free) if not world_size and late >= MOST_LATE else share
+    return min(share, free) if not world_size and starts >= MOST_LATE else share
 
 
 class Act(Enum):
