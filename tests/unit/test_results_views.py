@@ -90,7 +90,7 @@ def test_rows_written_again_show_once(tmp_path: Path) -> None:
 
 def test_a_later_comparison_replaces_all_levels_of_an_earlier_one(tmp_path: Path) -> None:
     results = Results(tmp_path)
-    key = {"task": "t", "metric": "acc", "loss_dataset": "train", "loss_unit": "nats/token"}
+    key: dict[str, object] = {"task": "t", "metric": "acc", "loss_dataset": "train", "loss_unit": "nats/token"}
     key |= {"axis": "loss", "verdict": "same", "margin": 2.0}
     for day, by, pairs in [
         (1, "size", ["large<medium"]), (2, "size", ["large<small"]),
