@@ -24,6 +24,8 @@ from losslens.cluster.nodes import Node, capacity, survey
 NAME, NAMESPACE = "allotter", "losslens"
 FORGET_S = 15.0  # a controller announces its run every second; starting one takes a few
 SURVEY_S = 0.5  # between two looks at the cluster
+PLACING_S = 5.0  # far more than Ray takes to put a placement group on a node that has room
+PLACED_EVERY_S = 0.05  # between two looks whether it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,29 +77,64 @@ class Shares:
         self._heard.pop(run, None)
 
 
+@dataclass(slots=True)
+class _Order:
+    """A placement group of one worker's place; the nodes it may not use; since when it is no longer wanted."""
+
+    group: PlacementGroup
+    excluded: frozenset[str]
+    surplus_since: float = float("inf")
+
+
 class Orders:
     """Workers' places that are wanted and not there yet, as placement groups that wait for them.
 
     An order can only be filled by a node that comes later. On the nodes that are there it would race with the groups of
     workers for their slots.
+
+    A group that is removed while Ray places it holds its slot for ever (Ray 2.60, ray-project/ray#64693; `test_orders.py`).
+    So one that is no longer wanted, because a node has come, stays until it is placed.
     """
 
     def __init__(self) -> None:
-        self._open: list[PlacementGroup] = []
+        self._open: list[_Order] = []
 
-    def keep(self, count: int, need: Mapping[str, float], nodes: Iterable[Node] = ()) -> None:
-        """Have `count` orders open beside `nodes`; one that has found its place is closed, so that a worker can take it."""
-        waiting = [group for group in self._open if placement_group_table(group)["state"] != "CREATED"]
-        for group in {*self._open} - {*waiting[:count]}:
-            remove_placement_group(group)
-        self._open = waiting[:count]
-        elsewhere = {"ray.io/node-id": f"!in({','.join(node.node_id for node in nodes)})"}
-        for _ in range(count - len(self._open)):
-            self._open.append(placement_group([dict(need)], bundle_label_selector=[elsewhere]))
+    def keep(self, count: int, need: Mapping[str, float], nodes: Iterable[Node]) -> int:
+        """Have `count` orders open beside `nodes`, and close those that found their place, so that a worker can take it.
+
+        Returns how many more are still open, since they may be finding it just now: call again.
+        """
+        waiting = [order for order in self._open if not self._close_if_placed(order)]
+        wanted, surplus = waiting[:count], waiting[count:]
+        for order in wanted:
+            order.surplus_since = float("inf")
+        kept = [order for order in surplus if not self._close_if_idle(order)]
+        excluded = frozenset(node.node_id for node in nodes)
+        elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(excluded))})"}
+        for _ in range(count - len(wanted)):
+            wanted.append(_Order(placement_group([dict(need)], bundle_label_selector=[elsewhere]), excluded))
+        self._open = wanted + kept
+        return len(kept)
+
+    @staticmethod
+    def _close_if_placed(order: _Order) -> bool:
+        placed: bool = placement_group_table(order.group)["state"] == "CREATED"
+        if placed:
+            remove_placement_group(order.group)
+        return placed
+
+    @staticmethod
+    def _close_if_idle(order: _Order) -> bool:
+        """Close an order that Ray cannot be placing: no node is there that it may use, or whoever was faster has had its place for long."""
+        order.surplus_since = min(order.surplus_since, time.monotonic())
+        idle = time.monotonic() - order.surplus_since > PLACING_S or all(node.node_id in order.excluded for node in survey())
+        if idle:
+            remove_placement_group(order.group)
+        return idle
 
 
 class Allotter:
-    """See the module. Every method answers at once."""
+    """See the module. Every method answers at once; only `leave` may wait until no order is half placed."""
 
     def __init__(self) -> None:
         self._shares = Shares()
@@ -120,8 +157,8 @@ class Allotter:
     def leave(self, run: str) -> None:
         """The run has ended."""
         self._shares.leave(run)
-        if not self._shares.wanted():
-            self._orders.keep(0, {})
+        while not self._shares.wanted() and self._orders.keep(0, {}, self._nodes):
+            time.sleep(PLACED_EVERY_S)
 
 
 def allotter() -> Any:
