@@ -124,7 +124,7 @@ def one_slot(losslens: Callable[..., Any], training: Pretraining) -> dict[str, A
 def test_below_the_least_number_of_workers_it_waits_and_says_so(cluster: Machines, tmp_path: Path, losslens: Callable[..., Any]) -> None:
     while len(cluster.nodes) < 2:
         cluster.join()
-    training = Pretraining(study(tmp_path, 600), tmp_path / "results", cluster.address)
+    training = Pretraining(study(tmp_path, 250), tmp_path / "results", cluster.address)
     training.start("--set", "cluster.workers=[2, 2]")
     wait_for(lambda: training.step() > 20, 120, "some steps of training")
     cluster.kill(cluster.nodes[0])
@@ -135,7 +135,7 @@ def test_below_the_least_number_of_workers_it_waits_and_says_so(cluster: Machine
     cluster.join()
     wait_for(training.over, 240, "the end of training")
     assert f"waits: {why}" in training.log[-1].read_text()
-    assert curve(training)[-1]["step"] == 600
+    assert curve(training)[-1]["step"] == 250
 
 
 def test_a_family_shares_the_slots_and_a_finished_size_leaves_its_own_to_the_others(cluster: Machines, tmp_path: Path) -> None:

@@ -125,9 +125,10 @@ def test_interrupted_doubled_and_killed_it_ends_with_the_same_weights(
 def test_a_diverging_run_says_so_and_keeps_what_is_there(study_file: Path, tmp_path: Path, losslens: Callable[..., Any]) -> None:
     results = tmp_path / "results"
     broken = ("--set", "training.optimizer.lr=1e30", "--set", "training.optimizer.clip=null", "--set", "training.schedule.warmup_steps=0")
-    ended = losslens("run", study_file, "--results", results, *broken)
+    one = "family.sizes=[{name: s, d_model: 32, d_ffn: 96, heads: 2, kv_heads: 1, layers: 2, tokens: 600k}]"
+    ended = losslens("run", study_file, "--results", results, "--set", one, *broken)
     assert ended.returncode == 3
     assert "diverged: the loss is" in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert checkpoints(results, "m") == 1  # the untrained model, scored before it broke
-    assert Results(results).query("SELECT count(DISTINCT checkpoint_id) AS n FROM scores").column("n")[0].as_py() == 2
+    assert checkpoints(results, "s") == 1  # the untrained model, scored before it broke
+    assert Results(results).query("SELECT count(DISTINCT checkpoint_id) AS n FROM scores").column("n")[0].as_py() == 1

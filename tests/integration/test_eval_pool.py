@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -21,6 +22,7 @@ from eval_service.scorer import Finished, already_scored
 from losslens.cluster.slots import EVAL
 from losslens.errors import DataMismatch, EnvironmentFailure, UserError
 from losslens.results import Results
+from tests.nodes import wait_for
 from tests.tiny_models import tiny_checkpoint
 
 REPO = Path(__file__).parents[2]
@@ -113,12 +115,22 @@ def test_a_checkpoint_that_always_kills_its_scorer_is_given_up(tmp_path: Path) -
     pool.close()
 
 
+def gone(actor: Any) -> bool:
+    """Whether the actor does not answer any more."""
+    try:
+        ray.get(actor.__ray_ready__.remote())
+    except RayError:
+        return True
+    return False
+
+
 def test_a_scorer_that_was_dead_before_it_got_a_checkpoint_does_not_count_against_it(tmp_path: Path) -> None:
     pool = ScoringPool(tmp_path / "results", QUESTIONS, "fake", actors=1, options=OPTIONS)
     first, second = fakes(tmp_path, 2)
     pool.offer([first])
     assert [record.error for record in pool.drain(PATIENCE)] == [None]
     ray.kill(pool._seats[0].actor)  # idle, so nobody hears of it
+    wait_for(lambda: gone(pool._seats[0].actor), PATIENCE, "the kill")
     pool.offer([second])
     (record,) = pool.drain(PATIENCE)
     pool.close()

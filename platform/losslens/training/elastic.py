@@ -191,9 +191,6 @@ class _Resizes(ScalingPolicy):
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> ScalingDecision:
         """Carry out `resizing.next_move`."""
         workers = worker_group_state.workers
-        if not self._world_size:  # a new group
-            for worker in workers:
-                worker.execute_async(leaving.listen)
         self._failed, self._starts, self._world_size = False, 0, len(workers)
         grant = self._ask_allotter()
         if grant is None:

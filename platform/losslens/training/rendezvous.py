@@ -18,6 +18,8 @@ from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.util import TrainingFramework
 
+from losslens.training import leaving
+
 SHUTDOWN_S = 30  # for a process group to end; the processes end after it in any case
 
 
@@ -58,6 +60,9 @@ class _Group(Backend):
             worker_group.execute_single_async(rank, _join, rank, size, address, port, backend_config.backend, backend_config.timeout_s)
             for rank in range(size)
         ])  # fmt: skip
+
+    def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(leaving.listen)  # in their main threads, as signals need it; before a step, so none is done twice
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
         try:
