@@ -15,6 +15,7 @@ from losslens.cluster.connect import connected
 from losslens.cluster.nodes import Node, capacity, survey
 from losslens.cluster.slots import TRAIN
 from losslens.specs import ClusterSpec
+from tests.nodes import wait_for
 
 NEED = {TRAIN: 1.0}
 GONE = [Node("0" * 56, "localhost", 1, {}, {})]  # the nodes that were there: an order made beside it may use the one that is there now
@@ -26,11 +27,8 @@ def one_slot() -> Iterator[None]:
         yield
 
 
-def wait_for_free(count: int) -> None:
-    until = time.monotonic() + 10
-    while capacity(survey(), NEED, free=True) != count:
-        assert time.monotonic() < until, f"free slots: {capacity(survey(), NEED, free=True)}"
-        time.sleep(0.02)
+def free_slots() -> int:
+    return capacity(survey(), NEED, free=True)
 
 
 def test_an_order_is_withdrawn_before_or_after_ray_places_it_and_never_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,14 +47,14 @@ def test_an_order_is_withdrawn_before_or_after_ray_places_it_and_never_meanwhile
         while orders.keep(0, NEED, GONE):
             time.sleep(0.005)
     assert removed == ["CREATED"] * 10
-    wait_for_free(1)
+    wait_for(lambda: free_slots() == 1, 10, "a free slot")
 
 
 def test_an_order_waits_for_a_node_to_come_and_can_be_withdrawn_until_then() -> None:
     orders, nodes = Orders(), survey()
     orders.keep(2, NEED, nodes)
     time.sleep(0.5)
-    assert capacity(survey(), NEED, free=True) == 1  # none has taken the slot that is there
+    assert free_slots() == 1  # none has taken the slot that is there
     assert orders.keep(1, NEED, nodes) == orders.keep(0, NEED, nodes) == 0
 
 
@@ -70,4 +68,4 @@ def test_an_order_whose_place_went_to_somebody_faster_is_withdrawn(monkeypatch: 
     time.sleep(0.6)
     assert orders.keep(0, NEED, GONE) == 0
     remove_placement_group(faster)
-    wait_for_free(1)
+    wait_for(lambda: free_slots() == 1, 10, "a free slot")

@@ -11,7 +11,7 @@ ever have would get nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ class Shares:
         self._heard.pop(run, None)
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Order:
     """A placement group of one worker's place; the nodes it may not use; since when it is no longer wanted."""
 
@@ -104,11 +104,15 @@ class Orders:
 
         Returns how many more are still open, since they may be finding it just now: call again.
         """
-        waiting = [order for order in self._open if not self._close_if_placed(order)]
+        placed = [order for order in self._open if placement_group_table(order.group)["state"] == "CREATED"]
+        waiting = [order for order in self._open if order not in placed]
         wanted, surplus = waiting[:count], waiting[count:]
         for order in wanted:
             order.surplus_since = float("inf")
-        kept = [order for order in surplus if not self._close_if_idle(order)]
+        idle = self._idle(surplus)
+        for order in placed + idle:
+            remove_placement_group(order.group)
+        kept = [order for order in surplus if order not in idle]
         excluded = frozenset(node.node_id for node in nodes)
         elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(excluded))})"}
         for _ in range(count - len(wanted)):
@@ -117,20 +121,13 @@ class Orders:
         return len(kept)
 
     @staticmethod
-    def _close_if_placed(order: _Order) -> bool:
-        placed: bool = placement_group_table(order.group)["state"] == "CREATED"
-        if placed:
-            remove_placement_group(order.group)
-        return placed
-
-    @staticmethod
-    def _close_if_idle(order: _Order) -> bool:
-        """Close an order that Ray cannot be placing: no node is there that it may use, or whoever was faster has had its place for long."""
-        order.surplus_since = min(order.surplus_since, time.monotonic())
-        idle = time.monotonic() - order.surplus_since > PLACING_S or all(node.node_id in order.excluded for node in survey())
-        if idle:
-            remove_placement_group(order.group)
-        return idle
+    def _idle(surplus: Sequence[_Order]) -> list[_Order]:
+        """Those that Ray cannot be placing: no node is there that they may use, or whoever was faster has had their place for long."""
+        now = time.monotonic()
+        for order in surplus:
+            order.surplus_since = min(order.surplus_since, now)
+        present = {node.node_id for node in survey()} if surplus else set()
+        return [order for order in surplus if present <= order.excluded or now - order.surplus_since > PLACING_S]
 
 
 class Allotter:
